@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ascend_ops.matmul import grouped_matmul, linear, logits
     from ascend_ops.norms import layer_norm, rms_norm
     from ascend_ops.optimizer import adamw, squared_norm, squared_norms
-    from ascend_ops.packed import packed_linear, packed_rows, packed_tensors
+    from ascend_ops.packed import packed_glu, packed_linear, packed_linears, packed_rows, packed_tensors
     from ascend_ops.packing import PackedWeight, QuantizedWeight, pack, quantized_rows, row_scales, unpack
     from ascend_ops.quantized import quantized_embedding, quantized_linear
     from ascend_ops.random_masks import dropout, dropout_seed
@@ -77,7 +77,9 @@ __all__ = [
     "moe_dispatch",
     "on_own_slices",
     "pack",
+    "packed_glu",
     "packed_linear",
+    "packed_linears",
     "packed_rows",
     "packed_tensors",
     "placed",
@@ -113,7 +115,7 @@ _NAMES = {
     "matmul": ("grouped_matmul", "linear", "logits"),
     "norms": ("layer_norm", "rms_norm"),
     "optimizer": ("adamw", "squared_norm", "squared_norms"),
-    "packed": ("packed_linear", "packed_rows", "packed_tensors"),
+    "packed": ("packed_glu", "packed_linear", "packed_linears", "packed_rows", "packed_tensors"),
     "packing": ("PackedWeight", "QuantizedWeight", "pack", "quantized_rows", "row_scales", "unpack"),
     "quantized": ("quantized_embedding", "quantized_linear"),
     "random_masks": ("dropout", "dropout_seed"),

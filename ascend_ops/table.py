@@ -290,12 +290,29 @@ KERNELS = {
             (Input("dy"), Input("x"), Input("weight", "float32"), Input("counts", "int32"), *_f32("bias")),
             (Output("dx", "x"), *_same("weight", "bias")),
         ),
-        # y = activation(x W^T + bias) with a packed weight of [out, in] and its scale [out]; bias [out], or [1] for
-        # none; the activation -1 is none
+        # y = activation(x W^T + bias) + residual with a packed weight of [out, in] and its scale [out]; bias [out] and
+        # residual like y, or [1] holding 0 for none; the activation -1 is none
         Kernel(
             "PackedLinear",
-            (Input("x"), Input("weight", "P"), *_f32("scale", "bias")),
+            (Input("x"), Input("weight", "P"), *_f32("scale", "bias"), Input("residual")),
             (Output("y", "x[:-1] scale"),),
+            _ACTIVATION,
+        ),
+        # The products of x with several weights, whose blocks stand behind one another; scale and bias are those of all
+        # outputs. Only the lengths of first, second and third are used: the outputs of each weight.
+        *(
+            Kernel(
+                f"PackedLinear{len(names)}",
+                (Input("x"), Input("weight", "P"), *_f32("scale", "bias", *names)),
+                tuple(Output("y_" + name, f"x[:-1] {name}") for name in names),
+            )
+            for names in (("first", "second"), ("first", "second", "third"))
+        ),
+        # y = phi(x G^T) * (x U^T) with the blocks of G [out, in], then those of U; scale [2, out]; phi as in SeriesGlu
+        Kernel(
+            "PackedGlu",
+            (Input("x"), Input("weight", "P"), *_f32("scale", "series_scale", "series_shift")),
+            (Output("y", "x[:-1] scale[1]"),),
             _ACTIVATION,
         ),
         # rows ids of a packed weight; only the length of `channels` [in] is used
@@ -418,9 +435,19 @@ OPERATORS = {
         onednn=True,
     ),
     "packed_linear": Operator(
-        "activation of x W^T + bias, weight packed for inference: float32, bfloat16, int8",
-        ("x", "weight", "scale", "bias"),
+        "activation of x W^T + bias, plus a residual; weight packed for inference: float32, bfloat16, int8",
+        ("x", "weight", "scale", "bias", "residual"),
         ("PackedLinear",),
+    ),
+    "packed_linears": Operator(
+        "the products of x with two or three packed weights",
+        ("x", "weight", "scale", "bias"),
+        ("PackedLinear2", "PackedLinear3"),
+    ),
+    "packed_glu": Operator(
+        "silu (or its series) of a product with a packed weight, times another product",
+        ("x", "weight", "scale", "series_scale", "series_shift"),
+        ("PackedGlu",),
     ),
     "packed_rows": Operator("rows of a packed weight, by their numbers", ("ids", "weight", "scale"), ("PackedRows",)),
 }

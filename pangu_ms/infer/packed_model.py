@@ -1,10 +1,11 @@
 """Packs the matrices of a model for generation: float32, bfloat16 or int8, in the layout of ascend_ops.packed_linear.
 
-The cells of a family's model stay; those that multiply by a matrix are replaced. Matrices of experts, slotted word
-tables, and tables of which only rows are read stay float32.
+The cells of a family's model stay; those that multiply by a matrix are replaced, several of one input by one cell: the
+projections of an attention, and gate and up. Matrices of experts, slotted word tables, and tables of which only rows
+are read stay float32. On Ascend matrices of int8 stay in rows, for MindSpore's own product.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import mindspore as ms
 import numpy as np
@@ -19,44 +20,81 @@ from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import runtime
 from pangu_ms.models.build import build_model, fill, weights
 from pangu_ms.models.common.config import ModelConfig
-from pangu_ms.models.common.layers import Embedding, Linear, Logits
+from pangu_ms.models.common.layers import Attention, Embedding, Linear, Logits, Operator, ShardedWeight, zeros
+from pangu_ms.models.pi.model import FeedForward as GatedFeedForward
 
 DTYPES = ("float32", "bfloat16", "int8")
 """Of packed weights."""
 
 
 class PackedMatrix(nn.Cell):
-    """A cell with a packed matrix [out, in], filled by `fill_packed`."""
+    """A cell with the packed matrices [out, in] of one or several cells, filled by `fill_packed`."""
 
-    def __init__(self, of: nn.Cell, dtype: str):
+    def __init__(self, of: Sequence[ShardedWeight], dtype: str):
         super().__init__()
-        num_outputs, self.num_inputs = of.weight.shape
-        shape = packed_shape(num_outputs, self.num_inputs, dtype)
+        self.path = of[0].weight.name.removesuffix("weight")
+        """What the names of its parameters begin with."""
+        self.sources = tuple(cell.weight.name for cell in of)
+        self.sizes = tuple(cell.weight.shape[0] for cell in of)
+        self.num_inputs = of[0].weight.shape[1]
+        shapes = [packed_shape(size, self.num_inputs, dtype) for size in self.sizes]
         stored = {"float32": ms.float32, "bfloat16": ms.bfloat16, "int8": ms.uint8}[dtype]
-        self.weight = Parameter(initializer("zeros", shape, stored), requires_grad=False)
-        self.scale = Parameter(initializer("ones", (num_outputs,)), requires_grad=False)
-        self.dtype = dtype
+        shape = (sum(one[0] for one in shapes), *shapes[0][1:])
+        self.weight = Parameter(initializer("zeros", shape, stored), name="weight", requires_grad=False)
+        self.scale = Parameter(initializer("ones", self.scale_shape()), name="scale", requires_grad=False)
+        self.bias, self.dtype = None, dtype
 
-    def fill(self, values: np.ndarray | QuantizedWeight) -> None:
-        """Set the matrix from float32 numbers, or from numbers that are quantized to int8."""
-        weight, scale = ascend_ops.packed_tensors(pack(values, self.dtype))
+    def fill(self, values: Sequence[np.ndarray | QuantizedWeight]) -> None:
+        """Set the matrices from float32 numbers, or from numbers that are quantized to int8."""
+        weight, scale = ascend_ops.packed_tensors(*(pack(one, self.dtype) for one in values))
         self.weight.set_data(weight)
-        self.scale.set_data(scale)
+        self.scale.set_data(scale.reshape(self.scale.shape))
+
+    def scale_shape(self) -> tuple[int, ...]:
+        """Shape of the scales of all outputs."""
+        return (sum(self.sizes),)
 
 
 class PackedLinear(PackedMatrix):
     """A Linear with a packed weight."""
 
-    def __init__(self, of: Linear, dtype: str):
-        super().__init__(of, dtype)
-        self.bias = of.bias
+    def __init__(self, of: Linear, dtype: str, activation: str = ""):
+        super().__init__([of], dtype)
+        self.bias, self.activation = of.bias, activation
 
     def construct(self, x):
         return ascend_ops.packed_linear(x, self.weight, self.scale, self.bias)
 
-    def without_bias(self, x):
-        """See Linear."""
-        return ascend_ops.packed_linear(x, self.weight, self.scale)
+    def activated(self, x, activation, channels="ffn"):
+        """See Linear; the activation is the one that the cell has had from the beginning."""
+        return ascend_ops.packed_linear(x, self.weight, self.scale, self.bias, self.activation)
+
+
+class PackedLinears(PackedMatrix):
+    """Linear cells of one input, as one product: [..., in] -> a tensor for each."""
+
+    def __init__(self, of: Sequence[Linear], dtype: str):
+        super().__init__(of, dtype)
+        if of[0].bias is not None:
+            self.bias = zeros("bias", sum(self.sizes))
+
+    def construct(self, x):
+        return ascend_ops.packed_linears(x, self.weight, self.scale, self.sizes, self.bias)
+
+
+class PackedGlu(PackedMatrix):
+    """phi(gate) * up of two Linear cells, as one product; `scale` and `shift` are those of a series, or None."""
+
+    def __init__(self, of: Sequence[Linear], dtype: str, activation: str):
+        super().__init__(of, dtype)
+        self.activation = activation
+
+    def scale_shape(self) -> tuple[int, ...]:
+        """See PackedMatrix."""
+        return (2, self.sizes[0])
+
+    def construct(self, x, scale, shift):
+        return ascend_ops.packed_glu(x, self.weight, self.scale, scale, shift, self.activation)
 
 
 class PackedEmbedding(PackedMatrix):
@@ -80,17 +118,18 @@ class PackedLogits(nn.Cell):
 class QuantizedMatrix(PackedMatrix):
     """A matrix of int8 [out, in] as files hold it, for Ascend, where MindSpore has a product with it."""
 
-    def __init__(self, of: nn.Cell, dtype: str):
-        super().__init__(of, dtype)
-        self.weight = Parameter(initializer("zeros", of.weight.shape, ms.int8), requires_grad=False)
+    def __init__(self, of: ShardedWeight, dtype: str):
+        super().__init__([of], dtype)
+        self.weight = Parameter(initializer("zeros", of.weight.shape, ms.int8), name="weight", requires_grad=False)
 
-    def fill(self, values: np.ndarray | QuantizedWeight) -> None:
+    def fill(self, values: Sequence[np.ndarray | QuantizedWeight]) -> None:
         """See PackedMatrix."""
-        if not isinstance(values, QuantizedWeight):
-            scale = ascend_ops.row_scales(values)
-            values = QuantizedWeight(ascend_ops.quantized_rows(values, scale), scale)
-        self.weight.set_data(Tensor(values.values))
-        self.scale.set_data(Tensor(values.scale))
+        one = values[0]
+        if not isinstance(one, QuantizedWeight):
+            scale = ascend_ops.row_scales(one)
+            one = QuantizedWeight(ascend_ops.quantized_rows(one, scale), scale)
+        self.weight.set_data(Tensor(one.values))
+        self.scale.set_data(Tensor(one.scale))
 
 
 class QuantizedLinear(QuantizedMatrix):
@@ -103,9 +142,9 @@ class QuantizedLinear(QuantizedMatrix):
     def construct(self, x):
         return ascend_ops.quantized_linear(x, self.weight, self.scale, self.bias)
 
-    def without_bias(self, x):
+    def activated(self, x, activation, channels="ffn"):
         """See Linear."""
-        return ascend_ops.quantized_linear(x, self.weight, self.scale)
+        return activation(ascend_ops.quantized_linear(x, self.weight, self.scale), self.bias, channels)
 
 
 class QuantizedEmbedding(QuantizedMatrix):
@@ -122,11 +161,8 @@ class QuantizedLogits(PackedLogits):
         return ascend_ops.quantized_linear(x_BSE, table, self.scale)
 
 
-def _classes(dtype: str) -> tuple[type[PackedMatrix], type[PackedMatrix], type[PackedLogits]]:
-    """Cells that stand for a Linear, an Embedding and Logits."""
-    if dtype == "int8" and ms.get_context("device_target") == "Ascend":
-        return QuantizedLinear, QuantizedEmbedding, QuantizedLogits
-    return PackedLinear, PackedEmbedding, PackedLogits
+class Joined(nn.Cell):
+    """Stands for a Linear cell that another cell computes, too."""
 
 
 def load_packed_model(checkpoint: store.Checkpoint, config: RunConfig) -> nn.Cell:
@@ -145,43 +181,84 @@ def load_packed_model(checkpoint: store.Checkpoint, config: RunConfig) -> nn.Cel
 def pack_cells(model: nn.Cell, config: ModelConfig, dtype: str) -> None:
     """Replace the cells of a model whose matrices are packed (`ModelConfig.packed_matrices`); `fill_packed` sets their
     values."""
-    linear, embedding, logits = _classes(dtype)
+    in_rows = dtype == "int8" and ms.get_context("device_target") == "Ascend"
+    if not in_rows:
+        _join_cells(model, dtype)
     matrices = config.packed_matrices()
     table = "head.weight" if "head.weight" in matrices else "word_embedding.weight"
     owner = None
-    names: dict[str, Parameter] = {}
     for parent, name, cell in list(_cells(model)):
-        if type(cell) in (Linear, Embedding) and cell.weight.name in matrices:
-            path = cell.weight.name.removesuffix("weight")
-            packed = linear(cell, dtype) if type(cell) is Linear else embedding(cell, dtype)
-            names |= {path + part: packed._params[part] for part in packed._params}
-            _replace(parent, name, packed)
-            owner = packed if path + "weight" == table else owner
+        if type(cell) not in (Linear, Embedding) or cell.weight.name not in matrices:
+            continue
+        packed: PackedMatrix
+        if type(cell) is Embedding:
+            packed = QuantizedEmbedding(cell, dtype) if in_rows else PackedEmbedding([cell], dtype)
+        elif in_rows:
+            packed = QuantizedLinear(cell, dtype)
+        else:
+            activation = getattr(parent, "activation", None)
+            packed = PackedLinear(cell, dtype, activation.function.__name__ if type(activation) is Operator else "")
+        _replace(parent, name, packed)
+        owner = packed if table in packed.sources else owner
     for parent, name, cell in list(_cells(model)):
         if type(cell) is Logits and owner is not None:
-            _replace(parent, name, logits(owner))
-    missed = set(matrices) - names.keys()
+            _replace(parent, name, QuantizedLogits(owner) if in_rows else PackedLogits(owner))
+    sources = (cell.sources for _, cell in model.cells_and_names() if isinstance(cell, PackedMatrix))
+    missed = set(matrices).difference(*sources)
     assert not missed, f"{missed}: the cell of a packed matrix must be a Linear or the Embedding"
-    for name, parameter in names.items():
-        parameter.name = name  # MindSpore renames the parameters of a cell that becomes an attribute of another
+    for _, cell in model.cells_and_names():
+        if isinstance(cell, PackedMatrix):
+            for part, parameter in cell._params.items():
+                # MindSpore renames the parameters of a cell that becomes an attribute of another.
+                parameter.name = cell.path + part
+
+
+def _join_cells(model: nn.Cell, dtype: str) -> None:
+    """Make one cell of the Linear cells that have one input."""
+    for _, cell in list(model.cells_and_names()):
+        if isinstance(cell, Attention):
+            joined = ("query", "key", "value") if cell.reads_one_input else ("key", "value")
+            _join(cell, joined, PackedLinears([getattr(cell, name) for name in joined], dtype))
+            cell.joined = len(joined)
+        elif type(cell) is GatedFeedForward and cell.num_added_gates == 0:
+            _join(cell, ("gate", "up"), PackedGlu([cell.gate, cell.up], dtype, cell.activation))
+            cell.joined = True
+
+
+def _join(parent: nn.Cell, names: Sequence[str], packed: PackedMatrix) -> None:
+    packed.path = packed.path.removesuffix(f"{names[0]}.") + "_".join(names) + "."
+    _replace(parent, names[0], packed)
+    for name in names[1:]:
+        _replace(parent, name, Joined())
 
 
 def fill_packed(checkpoint: store.Checkpoint, model: nn.Cell, config: ModelConfig, dtype: str) -> None:
-    """Load a checkpoint's weights into a model whose cells are packed.
+    """Load a checkpoint's weights into a model whose cells are packed. Matrix after matrix is read and packed, so that
+    the weights are never in memory twice.
 
     Raises:
         CheckpointError: names or shapes of the tensors are not those of `config`.
     """
-    matrices = {cell.weight.name: cell for _, cell in model.cells_and_names() if isinstance(cell, PackedMatrix)}
-    scales = {cell.scale.name for cell in matrices.values()}
     quantized = QuantizedTensors.of(checkpoint) if checkpoint.quantized else None
     tensors = quantized.others() if quantized else checkpoint.tensors()
     if not quantized:
         store.check_names_and_shapes(str(checkpoint.path), tensors, config.parameter_shapes())
-    for name, cell in matrices.items():
+
+    def matrix(name: str) -> np.ndarray | QuantizedWeight:
         values = quantized.matrix(name) if quantized else tensors[name]
-        cell.fill(values.astype(np.float32, copy=False) if isinstance(values, np.ndarray) else values)
-    fill([one for one in weights(model) if one.name not in matrices.keys() | scales], tensors)
+        return values.astype(np.float32, copy=False) if isinstance(values, np.ndarray) else values
+
+    filled = set()
+    for _, cell in model.cells_and_names():
+        if not isinstance(cell, PackedMatrix):
+            continue
+        cell.fill([matrix(name) for name in cell.sources])
+        filled |= {cell.weight.name, cell.scale.name}
+        if isinstance(cell, PackedLinears) and cell.bias is not None:
+            biases = [tensors[name.removesuffix("weight") + "bias"].astype(np.float32) for name in cell.sources]
+            cell.bias.set_data(Tensor(np.concatenate(biases)))
+            filled.add(cell.bias.name)
+    fill([one for one in weights(model) if one.name not in filled], tensors)
 
 
 def _cells(model: nn.Cell) -> Iterator[tuple[nn.Cell, str, nn.Cell]]:

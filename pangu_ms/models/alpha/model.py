@@ -99,6 +99,7 @@ class PanguAlpha(nn.Cell):
         repeated = {kind: lazy_inlined(kind, cache) for kind in kinds}
         self.blocks = nn.CellList([repeated[kind](config, cache) for kind in kinds[:-1]])
         self.query_layer = kinds[-1](config, cache)
+        self.query_layer.attention.reads_one_input = False
         self.final_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.product_with_table = Logits()
         self.norm_before_query = config.final_norm_position == "before_query"

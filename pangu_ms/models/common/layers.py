@@ -69,9 +69,10 @@ class Linear(ShardedWeight):
     def construct(self, x):
         return ascend_ops.linear(x, self.weight, self.bias, self.axes)
 
-    def without_bias(self, x):
-        """x W^T, for a following operator that adds the bias itself."""
-        return ascend_ops.linear(x, self.weight, None, self.axes)
+    def activated(self, x, activation, channels="ffn"):
+        """activation(x W^T + b) by an Operator, which adds the bias itself; `channels` is the plan's name of the last
+        dimension of the result."""
+        return activation(ascend_ops.linear(x, self.weight, None, self.axes), self.bias, channels)
 
 
 class StackedLinear(nn.Cell):
@@ -295,6 +296,8 @@ class Attention(nn.Cell):
         self.query = Linear(config.hidden_size, query_width, bias)
         self.key, self.value = (Linear(config.hidden_size, width, bias) for _ in range(2))
         self.output = Linear(query_width, config.hidden_size, bias)
+        self.reads_one_input, self.joined = True, 0
+        """Whether queries, keys and values have one input; and how many of them packed weights give at once."""
         self.mix = Operator(ascend_ops.causal_attention)
         self.cache = KVCache(cache, width, getattr(ms, config.compute_dtype), self.num_heads) if cache else None
 
@@ -304,7 +307,7 @@ class Attention(nn.Cell):
         """-> [B, Q, E]. With a cache, B are new rows and Q is 1; for `places` and `query_places` see KVCache.
         With `cos_sin` (see ascend_ops.rotary_embedding) queries and keys are rotated; both must then have the same
         positions."""
-        q_BQA, k_BKW, v_BKW = self.query(query_BQE), self.key(for_key_BKE), self.value(for_value_BKE)
+        q_BQA, k_BKW, v_BKW = self.project(query_BQE, for_key_BKE, for_value_BKE)
         if cos_sin_BKD is not None:
             q_BQA, k_BKW = (
                 ascend_ops.rotary_embedding(q_BQA, cos_sin_BKD),
@@ -320,6 +323,15 @@ class Attention(nn.Cell):
             )
         return self.output(y_BQA)
 
+    def project(self, query_BQE, for_key_BKE, for_value_BKE):
+        """Queries, keys and values. With packed weights (infer/packed_model.py) those of one input are one product."""
+        if self.joined == 3:
+            return self.query(query_BQE)
+        if self.joined == 2:
+            k_BKW, v_BKW = self.key(for_key_BKE)
+            return self.query(query_BQE), k_BKW, v_BKW
+        return self.query(query_BQE), self.key(for_key_BKE), self.value(for_value_BKE)
+
 
 class FeedForward(nn.Cell):
     """W2 act(W1 x + b1) + b2: [B, S, E] -> [B, S, E]; `activation` is a name in ascend_ops."""
@@ -331,4 +343,4 @@ class FeedForward(nn.Cell):
         self.activation = Operator(getattr(ascend_ops, activation))
 
     def construct(self, x_BSE):
-        return self.down(self.activation(self.up.without_bias(x_BSE), self.up.bias))
+        return self.down(self.up.activated(x_BSE, self.activation))
