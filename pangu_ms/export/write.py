@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 import zipapp
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -150,12 +150,9 @@ def export_package(
     assert isinstance(decoder.graph, CachedModel), "load_decoder builds one"
     # The trial runs before the export, which could change the model.
     trial = Trial.run(decoder, config.model.vocab_size)
-    packed = {
-        parameter.name: digest(parameter.asnumpy())
-        for _, cell in decoder.graph.model.cells_and_names()
-        if isinstance(cell, PackedMatrix)
-        for parameter in (cell.weight, cell.scale)
-    }
+    cells = [cell for _, cell in decoder.graph.model.cells_and_names() if isinstance(cell, PackedMatrix)]
+    packed = {parameter.name: digest(parameter.asnumpy()) for cell in cells for parameter in cell.made()}
+    held = {name for cell in cells for name in cell.sources}
     with files.new_directory(output) as directory:
         write_graph(decoder.graph, shape, directory, key, bool(decoder.domains.names))
         if with_kernels and config.runtime.device == "CPU":
@@ -169,7 +166,7 @@ def export_package(
         manifest = _description(checkpoint, config, shape, ENCRYPTION_MODE if key else "", weights)
         manifest["files"] = file_entries(directory)
         files.write_json(directory / MANIFEST, sealed(manifest))  # the verifying process opens the package with it
-        manifest["verified"] = verify(trial, checkpoint, directory, config.model, key_file, packed, weights)
+        manifest["verified"] = verify(trial, checkpoint, directory, config.model, key_file, packed, held, weights)
         files.write_json(directory / MANIFEST, sealed(manifest))
         if sign_key:
             files.write_bytes(directory / SIGNATURE, sign((directory / MANIFEST).read_bytes(), sign_key))
@@ -335,6 +332,7 @@ def verify(
     model: ModelConfig,
     key_file: Path | None,
     packed: dict[str, str],
+    held: Container[str],
     weights: str,
 ) -> dict[str, float]:
     """Compare a package with the checkpoint: each weight, bit for bit, and the logits of the trial. The package runs in
@@ -347,6 +345,7 @@ def verify(
         model: its configuration.
         key_file: of an encrypted package.
         packed: digests of the weights that are not as in the checkpoint, by name.
+        held: names of the checkpoint's tensors that these hold.
         weights: dtype of those.
 
     Raises:
@@ -354,9 +353,7 @@ def verify(
     """
     dtypes = {name: spec.dtype for name, spec in model.parameters().items()}
     # A checkpoint may store a narrower dtype than the graph's, such as float16.
-    expected = {
-        name: digest(array.astype(dtypes[name])) for name, array in not_rounded(checkpoint) if name not in packed
-    }
+    expected = {name: digest(array.astype(dtypes[name])) for name, array in not_rounded(checkpoint) if name not in held}
     expected |= packed
     differences, deviation = {}, float(trial.expected.std())
     for graph, (actual, found) in replay_in_fresh_process(directory, trial, key_file).items():

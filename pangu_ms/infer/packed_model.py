@@ -35,6 +35,7 @@ class PackedMatrix(nn.Cell):
         self.path = of[0].weight.name.removesuffix("weight")
         """What the names of its parameters begin with."""
         self.sources = tuple(cell.weight.name for cell in of)
+        """The tensors of a checkpoint that it holds: matrices, then the biases of several."""
         self.sizes = tuple(cell.weight.shape[0] for cell in of)
         self.num_inputs = of[0].weight.shape[1]
         shapes = [packed_shape(size, self.num_inputs, dtype) for size in self.sizes]
@@ -42,7 +43,8 @@ class PackedMatrix(nn.Cell):
         shape = (sum(one[0] for one in shapes), *shapes[0][1:])
         self.weight = Parameter(initializer("zeros", shape, stored), name="weight", requires_grad=False)
         self.scale = Parameter(initializer("ones", self.scale_shape()), name="scale", requires_grad=False)
-        self.bias, self.dtype = None, dtype
+        self.bias: Parameter | None = None
+        self.dtype = dtype
 
     def fill(self, values: Sequence[np.ndarray | QuantizedWeight]) -> None:
         """Set the matrices from float32 numbers, or from numbers that are quantized to int8."""
@@ -53,6 +55,10 @@ class PackedMatrix(nn.Cell):
     def scale_shape(self) -> tuple[int, ...]:
         """Shape of the scales of all outputs."""
         return (sum(self.sizes),)
+
+    def made(self) -> list[Parameter]:
+        """The parameters that no checkpoint has by their name."""
+        return [self.weight, self.scale]
 
 
 class PackedLinear(PackedMatrix):
@@ -77,6 +83,11 @@ class PackedLinears(PackedMatrix):
         super().__init__(of, dtype)
         if of[0].bias is not None:
             self.bias = zeros("bias", sum(self.sizes))
+            self.sources += tuple(name.removesuffix("weight") + "bias" for name in self.sources)
+
+    def made(self) -> list[Parameter]:
+        """See PackedMatrix."""
+        return super().made() + ([] if self.bias is None else [self.bias])
 
     def construct(self, x):
         return ascend_ops.packed_linears(x, self.weight, self.scale, self.sizes, self.bias)
@@ -252,12 +263,11 @@ def fill_packed(checkpoint: store.Checkpoint, model: nn.Cell, config: ModelConfi
     for _, cell in model.cells_and_names():
         if not isinstance(cell, PackedMatrix):
             continue
-        cell.fill([matrix(name) for name in cell.sources])
-        filled |= {cell.weight.name, cell.scale.name}
-        if isinstance(cell, PackedLinears) and cell.bias is not None:
-            biases = [tensors[name.removesuffix("weight") + "bias"].astype(np.float32) for name in cell.sources]
-            cell.bias.set_data(Tensor(np.concatenate(biases)))
-            filled.add(cell.bias.name)
+        matrices, biases = cell.sources[: len(cell.sizes)], cell.sources[len(cell.sizes) :]
+        cell.fill([matrix(name) for name in matrices])
+        if biases and cell.bias is not None:
+            cell.bias.set_data(Tensor(np.concatenate([tensors[name] for name in biases]).astype(np.float32)))
+        filled |= {parameter.name for parameter in cell.made()}
     fill([one for one in weights(model) if one.name not in filled], tensors)
 
 
