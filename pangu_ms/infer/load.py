@@ -23,7 +23,7 @@ from pangu_ms.infer.generate import Generator, Prompt
 from pangu_ms.infer.questions import Questions, asked_tokens
 from pangu_ms.infer.scheduling.length_predictors import OwnAnswer
 from pangu_ms.infer.scoring import LARGE, Item, Scorer, require_scorable
-from pangu_ms.infer.window_scorer import WindowScorer
+from pangu_ms.infer.window_scorer import MOST_LOGITS, WindowScorer
 from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.planner.serving import ServingMemory
 
@@ -174,8 +174,8 @@ def load_scorer(
     weights: str = "",
     places: Sequence[str] = (),
 ) -> Scorer | WindowScorer:
-    """What scores these items fastest: a WindowScorer if all of them are texts, else a Scorer, whose cache has room for
-    the longest of them, or for the model's context.
+    """What scores these items fastest: a WindowScorer if all of them are texts and the logits of a window fit into
+    memory, else a Scorer, whose cache has room for the longest of them, or for the model's context.
 
     Args:
         checkpoint: the model.
@@ -195,7 +195,7 @@ def load_scorer(
     longest = min(max((item.longest() for item in items), default=1), window)
     # A power of two, so that commands with other items find the graphs in the compile cache.
     length = min(max(64, 1 << (longest - 1).bit_length()), window)
-    texts = all(item.is_text for item in items)
+    texts = all(item.is_text for item in items) and length * config.model.vocab_size <= MOST_LOGITS
     identity = {
         "graph": "score texts" if texts else "score",
         "model": config_to_dict(config)["model"],

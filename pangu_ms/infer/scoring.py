@@ -60,10 +60,13 @@ class Item:
     def text(cls, ids: Ids, window: int, domain: int | None = None, first: Ids = ()) -> "Item":
         """A text from its beginning, which has the context `first`: each token is scored once, in windows of `window`
         tokens, each with as much context as it has room for: one token, and more in the last window."""
-        pairs = [(first, ids[:window])]
-        for begin in range(window, len(ids), window):
-            end = min(begin + window, len(ids))
-            pairs.append((ids[end - window - 1 : begin], ids[begin:end]))
+        pairs: list[tuple[Ids, Ids]] = []
+        whole, begin = [*first, *ids], len(first)
+        end = begin + window + 1 - max(1, begin)
+        while not pairs or begin < len(whole):
+            end = min(end, len(whole))
+            pairs.append((whole[max(0, end - window - 1) : begin], whole[begin:end]))
+            begin, end = end, end + window
         return cls(tuple(pairs), domain, is_text=True)
 
     def longest(self) -> int:

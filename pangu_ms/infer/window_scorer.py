@@ -24,6 +24,8 @@ from pangu_ms.infer.scoring import (
 
 BATCH_TOKENS = 2048
 """Of a call; larger products are not faster."""
+MOST_LOGITS = 1 << 27
+"""Of a call: 512 MB, as many as those of 3,300 tokens of a vocabulary of 40,000."""
 
 
 @dataclass
@@ -48,7 +50,7 @@ class WindowScorer:
     @property
     def batch_size(self) -> int:
         """Rows B of a call."""
-        return max(1, BATCH_TOKENS // self.window)
+        return max(1, min(BATCH_TOKENS, MOST_LOGITS // self.tokenizer.vocab_size) // self.window)
 
     def score_all(
         self, items: Sequence[Item], on_scored: Callable[[int], None] = lambda number: None

@@ -90,15 +90,15 @@ def test_bits_of_scores_do_not_depend_on_order_and_chunks(checkpoint, monkeypatc
         assert dict(other.score_all([Item(item.pairs[::-1])]))[0][::-1] == found[index]
 
 
-def test_a_text_scores_the_same_with_and_without_a_cache(checkpoint):
-    """Windows in batches, one of which is not full; chunks of one sequence."""
+def test_a_text_has_the_same_scores_with_and_without_a_cache(checkpoint):
+    """Windows in batches, one of which is not full; chunks of one sequence, whose attention is another kernel."""
     random, tokenizer = np.random.default_rng(1), SimpleNamespace(vocab_size=61, eod_id=3)
     texts = [Item.text(random.integers(4, 61, n).tolist(), 24) for n in (1, 24, 25, 100)]
     windows = load_scorer(checkpoint, texts, tokenizer, weights="float32")
     assert isinstance(windows, WindowScorer)
     cached = load_scorer(checkpoint, [*texts, Item.choice([5], [[6]])], tokenizer, weights="float32")
-    expected = dict(cached.score_all(texts))
+    others = dict(cached.score_all(texts))
     for index, scores in windows.score_all(texts):
-        for one, other in zip(scores, expected[index], strict=True):
-            np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
-            assert one.greedy == other.greedy
+        for score, other in zip(scores, others[index], strict=True):
+            np.testing.assert_allclose(score.logprobs, other.logprobs, atol=1e-5)
+            assert score.greedy == other.greedy

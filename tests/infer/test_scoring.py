@@ -1,6 +1,7 @@
 """Log-probabilities of continuations against numpy in float64, and that nothing else changes them."""
 
 import functools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -170,6 +171,28 @@ def test_each_token_of_a_text_is_scored_once(reference):
     for (context, continuation), score in zip(item.pairs, scores, strict=True):
         np.testing.assert_allclose(score.logprobs, reference.logprobs(context, continuation)[0], atol=1e-4)
         assert score.cut_tokens == 0
+
+
+@pytest.mark.parametrize("first", [(), (1,), (1, 2, 2)])
+@pytest.mark.parametrize("number", [1, 21, 22, 23, 24, 25, 47, 48, 49, 200])
+def test_windows_of_a_text(first, number):
+    """Each is as long as the model reads, if the text is; nothing of it is cut; `first` is context alone."""
+    ids = list(range(10, 10 + number))
+    item = Item.text(ids, WINDOW, None, first)
+    assert sum([continuation for _, continuation in item.pairs], []) == ids and item.is_text
+    scored = len(first)
+    for context, continuation in item.pairs:
+        assert [*first, *ids][:scored][-len(context) :] == context or not context == scored == 0
+        sequence = scoring.ScoredSequence.of(context, continuation, WINDOW, EOD)
+        scored += len(continuation)
+        assert sequence.cut == 0 and len(sequence.inputs) == min(WINDOW, max(scored - 1 + (not first), 1))
+    assert item.pairs[0][0] == list(first)
+
+
+def test_memory_of_logits_bounds_a_batch():
+    """Two windows of 1,024 tokens of a vocabulary of 61; one of 153,376."""
+    small, large = (SimpleNamespace(vocab_size=size, eod_id=3) for size in (61, 153_376))
+    assert [WindowScorer(None, tokenizer, 1024).batch_size for tokenizer in (small, large)] == [2, 1]
 
 
 def test_texts_without_a_cache(of_family, monkeypatch):
