@@ -49,8 +49,7 @@ def load_decoder(
         # On a CPU MindSpore has no kernel that writes to a bfloat16 cache.
         log.info("generation on a CPU computes in float32")
         model = dataclasses.replace(model, compute_dtype="float32")
-    if config.runtime.device == "CPU":
-        ServingMemory(model, shape.batch_size, shape.capacity, shape.chunk).require_fitting(available_memory())
+    _require_memory(config, shape)
     runtime.start(config.runtime.device)
     graph = CachedModel(model, CacheShape(shape.batch_size, shape.capacity))
     if weights:
@@ -71,6 +70,16 @@ def load_decoder(
     with cached_compile(config.runtime.compile_cache, identity):
         decoder.prefill([[0]])  # the first call compiles the graph
     return decoder
+
+
+def _require_memory(config: RunConfig, shape: GraphShape, searches_beams: bool = False) -> None:
+    """Raise GenerationError if generating does not fit in the memory of a CPU, which has no bfloat16 cache."""
+    if config.runtime.device != "CPU":
+        return
+    dtype = "float32" if config.model.compute_dtype == "bfloat16" else config.model.compute_dtype
+    model = dataclasses.replace(config.model, compute_dtype=dtype)
+    memory = ServingMemory(model, shape.batch_size, shape.capacity, shape.chunk, searches_beams)
+    memory.require_fitting(available_memory())
 
 
 def domains_of(model: ModelConfig) -> Domains:
@@ -133,4 +142,5 @@ def load_generator(
     longest = max(len(one) + prompt.sampling.max_new_tokens for one, prompt in zip(ids, prompts))
     shape = GraphShape.fitting(config.model.seq_length, beams if beams > 1 else slots, longest, chunk)
     shape.require_room(ids)
+    _require_memory(config, shape, beams > 1)
     return Generator(load_decoder(checkpoint, shape, config, weights), loaded, **scheduling)
