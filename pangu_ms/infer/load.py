@@ -62,8 +62,7 @@ def load_decoder(
         # On a CPU MindSpore has no kernel that writes to a bfloat16 cache.
         log.info("generation on a CPU computes in float32")
         model = dataclasses.replace(model, compute_dtype="float32")
-    if config.runtime.device == "CPU":
-        ServingMemory(model, shape.batch_size, shape.capacity, shape.chunk, weights).require_fitting(available_memory())
+    _require_memory(config, shape, weights)
     runtime.start(config.runtime.device)
     graph = CachedModel(model, CacheShape(shape.batch_size, shape.capacity))
     if weights:
@@ -100,6 +99,16 @@ def weights_of(checkpoint: store.Checkpoint, asked: str = "") -> str:
             " away is not there; leave --weights out, or name the checkpoint it was made from"
         )
     return asked or checkpoint.quantized
+
+
+def _require_memory(config: RunConfig, shape: GraphShape, weights: str, searches_beams: bool = False) -> None:
+    """Raise GenerationError if generating does not fit in the memory of a CPU, which has no bfloat16 cache."""
+    if config.runtime.device != "CPU":
+        return
+    dtype = "float32" if config.model.compute_dtype == "bfloat16" else config.model.compute_dtype
+    model = dataclasses.replace(config.model, compute_dtype=dtype)
+    memory = ServingMemory(model, shape.batch_size, shape.capacity, shape.chunk, weights, searches_beams)
+    memory.require_fitting(available_memory())
 
 
 def domains_of(model: ModelConfig) -> Domains:
@@ -163,6 +172,7 @@ def load_generator(
     longest = max(len(one) + max(prompt.sampling.max_new_tokens, asked) for one, prompt in zip(ids, prompts))
     shape = GraphShape.fitting(config.model.seq_length, beams if beams > 1 else slots, longest, chunk)
     shape.require_room(ids)
+    _require_memory(config, shape, weights_of(checkpoint, weights), beams > 1)
     return Generator(load_decoder(checkpoint, shape, config, weights), loaded, **scheduling)
 
 

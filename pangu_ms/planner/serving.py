@@ -22,6 +22,7 @@ class ServingMemory:
         capacity: the most tokens of a sequence.
         chunk: prompt tokens of a step.
         weights: dtype of packed matrices (infer/packed_model.py); empty: they are not packed.
+        searches_beams: whether every slot is a beam, whose scores the host computes in float64.
     """
 
     model: ModelConfig
@@ -29,6 +30,7 @@ class ServingMemory:
     capacity: int
     chunk: int
     weights: str = ""
+    searches_beams: bool = False
 
     @property
     def weights_bytes(self) -> int:
@@ -57,12 +59,14 @@ class ServingMemory:
 
     @property
     def step_bytes(self) -> int:
-        """The logits twice, and for each new row the inner activations of a feed-forward network twice."""
+        """The logits twice, for each new row the inner activations of a feed-forward network twice, and for each beam
+        up to five arrays of scores."""
         return self.slots * self._step_bytes_of_slot + 8 * self.chunk * self.model.ffn_hidden_size
 
     @property
     def _step_bytes_of_slot(self) -> int:
-        return 8 * (self.model.vocab_size + self.model.ffn_hidden_size)
+        scores = 5 * 8 * self.model.vocab_size if self.searches_beams else 0
+        return 8 * (self.model.vocab_size + self.model.ffn_hidden_size) + scores
 
     @property
     def total_bytes(self) -> int:
