@@ -62,7 +62,9 @@ def test_the_scores_of_a_beam_search_are_within_what_is_counted():
     _candidates([Hypothesis((1, 2), -1.0)] * 4, logits, sampler, 8)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    counted = ServingMemory(config, 4, 20, 5, searches_beams=True).step_bytes - ServingMemory(config, 4, 20, 5).step_bytes
+    counted = (
+        ServingMemory(config, 4, 20, 5, searches_beams=True).step_bytes - ServingMemory(config, 4, 20, 5).step_bytes
+    )
     assert 0.7 * counted < peak <= counted
 
 
