@@ -1,7 +1,10 @@
 """A decoder with caches over given weights."""
 
+from types import SimpleNamespace
 
-def make_decoder(config, parameters, batch_size, chunk=5, max_length=None):
+
+def make_decoder(config, parameters, batch_size, chunk=5, max_length=None, weights=""):
+    """`weights` is the dtype of packed ones; empty: they are not packed."""
     from pangu_ms.infer.cached_model import CachedModel
     from pangu_ms.infer.decoder import Decoder, GraphShape
     from pangu_ms.models.build import fill
@@ -9,5 +12,12 @@ def make_decoder(config, parameters, batch_size, chunk=5, max_length=None):
 
     shape = GraphShape.fitting(config.seq_length, batch_size, max_length or config.seq_length, chunk)
     model = CachedModel(config, CacheShape(shape.batch_size, shape.capacity))
-    fill(model.model.trainable_params(), parameters)
+    if weights:
+        from pangu_ms.infer.packed_model import fill_packed, pack_cells
+
+        pack_cells(model.model, config, weights)
+        checkpoint = SimpleNamespace(path="parameters", tensors=lambda: parameters)
+        fill_packed(checkpoint, model.model, config, weights)
+    else:
+        fill(model.model.trainable_params(), parameters)
     return Decoder(model, shape, caches=model.caches())

@@ -1,6 +1,8 @@
-"""Continuous batching: whatever else is generated, and when, a request gets the tokens that it gets alone."""
+"""Continuous batching: whatever else is generated, and when, a request gets the tokens that it gets alone, and with
+packed weights the same bits of logits."""
 
 import dataclasses
+import hashlib
 
 import numpy as np
 import pytest
@@ -38,13 +40,50 @@ class Letters:
 
 @pytest.fixture(scope="module")
 def decoder():
-    return make_decoder(CONFIG, random_parameters(CONFIG), SLOTS, CHUNK)
+    return watched(make_decoder(CONFIG, random_parameters(CONFIG), SLOTS, CHUNK, weights="float32"))
 
 
 @pytest.fixture(scope="module")
 def other_decoder():
     """Other numbers of slots and of tokens in a chunk."""
-    return make_decoder(CONFIG, random_parameters(CONFIG), 2, 3)
+    return watched(make_decoder(CONFIG, random_parameters(CONFIG), 2, 3, weights="float32"))
+
+
+def watched(decoder):
+    """The decoder, which looks after each step whether it changed a row of a cache that is not of its tokens."""
+    append = decoder.append
+
+    def append_and_look(tokens, chunk=None):
+        may_change = np.zeros((decoder.shape.batch_size, CAPACITY + 1), bool)
+        may_change[:, CAPACITY] = True  # nobody reads it
+        for slot, new in [*((slot, (token,)) for slot, token in tokens.items()), *([chunk] if chunk else [])]:
+            may_change[slot, decoder.lengths[slot] : decoder.lengths[slot] + len(new)] = True
+        before = digests(decoder, may_change)
+        logits = append(tokens, chunk)
+        assert digests(decoder, may_change) == before
+        return logits
+
+    decoder.append = append_and_look
+    return decoder
+
+
+def digests(decoder, without):
+    """Of each cache, without some rows."""
+    return [hashlib.sha256(cache.asnumpy()[~without.reshape(-1)].tobytes()).digest() for cache in decoder.caches]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def recorded_logits():
+    """Continuations keep the digests of the logits that they choose from."""
+    choose = Continuation.choose
+
+    def choose_and_keep(self, logits, room):
+        self.__dict__.setdefault("digests", []).append(hashlib.sha256(logits.tobytes()).digest())
+        choose(self, logits, room)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Continuation, "choose", choose_and_keep)
+        yield
 
 
 def sampling(seed, most):
@@ -67,22 +106,29 @@ def make_requests(number, seed, most=9):
 
 
 def alone(decoder, request):
-    """The tokens of a request in an engine of its own."""
+    """A request's continuation in an engine of its own."""
     engine = Engine(decoder, Letters(), prefix_cache=False)
     engine.submit(request)
     ((_, continuation),) = engine.run()
-    return continuation.ids
+    return continuation
 
 
 REQUESTS = make_requests(24, seed=1)
 
 
 @pytest.fixture(scope="module")
-def expected(decoder):
-    return [alone(decoder, request) for request in REQUESTS]
+def alone_of_each(other_decoder):
+    """In another graph than that of most schedules."""
+    return [alone(other_decoder, request) for request in REQUESTS]
 
 
-def test_alone_it_is_the_reference(decoder, expected):
+@pytest.fixture(scope="module")
+def expected(alone_of_each):
+    """Its tokens."""
+    return [continuation.ids for continuation in alone_of_each]
+
+
+def test_alone_it_is_the_reference(expected):
     """Greedy tokens are the likeliest of the numpy model in float64; where two are equally likely, one of them."""
     parameters = {name: value.astype(np.float64) for name, value in random_parameters(CONFIG).items()}
     for request, tokens in zip(REQUESTS[::3], expected[::3]):
@@ -94,8 +140,8 @@ def test_alone_it_is_the_reference(decoder, expected):
         assert (logits[range(len(tokens)), tokens] >= logits.max(-1) - 1e-4).all()
 
 
-def run_schedule(decoder, expected, seed):
-    """Some requests, at random times, some of them cancelled; returns the engine."""
+def run_schedule(decoder, alone_of_each, seed):
+    """Some requests, at random times, some of them cancelled."""
     rng = np.random.default_rng(seed)
     engine = Engine(decoder, Letters(), prefix_cache=bool(rng.integers(2)))
     chosen = rng.permutation(len(REQUESTS))[: rng.integers(2, 9)]
@@ -108,29 +154,28 @@ def run_schedule(decoder, expected, seed):
             number = int(rng.choice(list(running)))
             cancelled = engine.cancel(number)
             assert cancelled.finish_reason == "cancelled"
-            assert cancelled.ids == expected[running.pop(number)][: len(cancelled.ids)]
+            assert cancelled.ids == alone_of_each[running.pop(number)].ids[: len(cancelled.ids)]
             continue
         for number, continuation in engine.step():
             results[running.pop(number)] = continuation
     for index, continuation in results.items():
-        assert continuation.ids == expected[index] and continuation.finish_reason == "length"
-    return engine
+        assert continuation.ids == alone_of_each[index].ids and continuation.finish_reason == "length"
+        assert continuation.digests == alone_of_each[index].digests
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_random_schedules(decoder, expected, seed):
-    run_schedule(decoder, expected, seed)
+TENS = [*range(15), *(pytest.param(ten, marks=pytest.mark.slow) for ten in range(15, 60))]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(30, 200))
-def test_many_random_schedules(decoder, expected, seed):
-    run_schedule(decoder, expected, seed)
+@pytest.mark.parametrize("ten", TENS)
+def test_random_schedules(decoder, alone_of_each, ten):
+    for seed in range(10 * ten, 10 * ten + 10):
+        run_schedule(decoder, alone_of_each, seed)
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_other_numbers_of_slots_and_sizes_of_chunks(other_decoder, expected, seed):
-    run_schedule(other_decoder, expected, seed)
+@pytest.mark.parametrize("ten", TENS[:5] + TENS[-15:])
+def test_other_numbers_of_slots_and_sizes_of_chunks(other_decoder, alone_of_each, ten):
+    for seed in range(10 * ten, 10 * ten + 10):
+        run_schedule(other_decoder, alone_of_each, seed)
 
 
 def test_a_step_changes_only_the_rows_of_its_tokens(decoder):
@@ -207,7 +252,7 @@ def test_the_engine_takes_the_steps_of_the_simulator(decoder, policy, monkeypatc
     assert {number: len(ids) for number, ids in answers.items()} == dict(enumerate(lengths))
     assert engine.counts.steps == simulated.steps
     for number in range(0, 40, 7):
-        assert answers[number] == alone(decoder, cut(requests[number], lengths[number]))
+        assert answers[number] == alone(decoder, cut(requests[number], lengths[number])).ids
 
 
 def run_all(decoder, requests, scheduler, budget=None):
