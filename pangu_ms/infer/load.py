@@ -23,6 +23,8 @@ from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.planner.serving import ServingMemory
 
 log = logging.getLogger(__name__)
+STORED = "stored"
+"""Weights that are not packed."""
 
 
 def load_decoder(
@@ -34,7 +36,8 @@ def load_decoder(
         checkpoint: the weights.
         shape: static shapes of the graph and its cache.
         config: device and dtype; by default the checkpoint's own configuration.
-        weights: dtype of packed weights, see packed_model.py; empty: they are not packed.
+        weights: dtype of packed weights, see packed_model.py; `stored` or empty: they are not packed, as an export
+            needs them.
 
     Raises:
         CheckpointError: names or shapes of the tensors are not those of the configuration.
@@ -53,7 +56,7 @@ def load_decoder(
         ServingMemory(model, shape.batch_size, shape.capacity, shape.chunk).require_fitting(available_memory())
     runtime.start(config.runtime.device)
     graph = CachedModel(model, CacheShape(shape.batch_size, shape.capacity))
-    if weights:
+    if weights not in ("", STORED):
         from pangu_ms.infer.packed_model import fill_packed, pack_cells
 
         pack_cells(graph.model, model, weights)
@@ -71,6 +74,12 @@ def load_decoder(
     with cached_compile(config.runtime.compile_cache, identity):
         decoder.prefill([[0]])  # the first call compiles the graph
     return decoder
+
+
+def default_weights(config: RunConfig) -> str:
+    """What the weights of a Generator are if nothing else is asked for: on a CPU packed, which keeps every bit of them
+    and is faster for any number of rows."""
+    return "float32" if config.runtime.device == "CPU" else STORED
 
 
 def domains_of(model: ModelConfig) -> Domains:
@@ -115,7 +124,7 @@ def load_generator(
         chunk: prompt tokens of a step.
         tokenizer: path of a tokenizer; by default the checkpoint's own.
         config: device and dtype; by default the checkpoint's own configuration.
-        weights: see `load_decoder`.
+        weights: see `load_decoder`; empty: `default_weights`.
         scheduling: further arguments of Generator.
 
     Raises:
@@ -133,4 +142,5 @@ def load_generator(
     longest = max(len(one) + prompt.sampling.max_new_tokens for one, prompt in zip(ids, prompts))
     shape = GraphShape.fitting(config.model.seq_length, beams if beams > 1 else slots, longest, chunk)
     shape.require_room(ids)
-    return Generator(load_decoder(checkpoint, shape, config, weights), loaded, **scheduling)
+    decoder = load_decoder(checkpoint, shape, config, weights or default_weights(config))
+    return Generator(decoder, loaded, **scheduling)
