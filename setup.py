@@ -53,7 +53,7 @@ setup(
         "sign": ["cryptography"],  # export --sign-key, run-mindir --verify-key
         "plot": ["matplotlib>=3.10"],  # older ones leave labels that begin with _ out of the legend
         "hf": ["torch", "transformers"],  # tests that make Hugging Face checkpoints and compare logits
-        "bench": ["torch"],  # the peer of the benchmarks; any CPU build
+        "bench": ["torch", "gguf"],  # peers of the benchmarks (torch: any CPU build) and files for them
         "docs": ["mkdocs-material", "pre-commit"],  # the site of docs/, and the hooks of those who change the code
         "test": [
             "setuptools>=70.1",
@@ -70,6 +70,7 @@ setup(
             "matplotlib>=3.10",
             "cryptography",
             "shtab",
+            "gguf",
         ],
     },
     entry_points={"console_scripts": ["pangu=pangu_ms.cli.main:entry"]},

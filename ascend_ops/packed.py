@@ -84,14 +84,8 @@ def packed_linears(
     if chosen == "composed":
         products = _composed_products(x, weight, scale, sizes, bias)
     else:
-        lengths = ()
-        for size in sizes:
-            lengths += (filled(0.0, size),)
-        products = kernel(f"PackedLinear{len(sizes)}")(x, weight, scale, _or_zero(bias), *lengths)
-    own = ()
-    for one in products:
-        own += (_inference_only("packed_linears")(one),)
-    return own
+        products = kernel(f"PackedLinear{len(sizes)}")(x, weight, scale, _or_zero(bias), *_of_sizes(sizes))
+    return _all_inference_only(products)
 
 
 def packed_glu(
@@ -152,6 +146,21 @@ def packed_rows(ids: Tensor, weight: Tensor, scale: Tensor, inputs: int) -> Tens
 
 
 # Composed: the product with the unpacked weight, for MindIR packages and other devices, which unpack it at every call.
+
+
+def _of_sizes(sizes):
+    """Tensors that tell the kernel the sizes of its outputs."""
+    tensors = ()
+    for size in sizes:
+        tensors += (filled(0.0, size),)
+    return tensors
+
+
+def _all_inference_only(products):
+    own = ()
+    for one in products:
+        own += (_inference_only("packed_linears")(one),)
+    return own
 
 
 def _or_zero(bias):

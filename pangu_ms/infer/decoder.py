@@ -193,6 +193,10 @@ class Decoder:
 
                 cache.set_data(Tensor(values))
 
+    def extra_inputs(self) -> tuple[np.ndarray, ...]:
+        """The family's further inputs of the graph: the domain of each slot, if the model has domains."""
+        return (self._domain_of_slot,) if self.domains.names else ()
+
     def _call(self, *arrays: np.ndarray) -> np.ndarray:
         from mindspore import Tensor
 

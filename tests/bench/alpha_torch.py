@@ -4,11 +4,17 @@ same function.
 Shapes: see pangu_ms/models/common/layers.py. No dropout, no segments: what a GPT trainer computes on packed text.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 from torch.nn import functional
 
-from pangu_ms.models.alpha.config import AlphaConfig
+if TYPE_CHECKING:
+    from pangu_ms.models.alpha.config import AlphaConfig
+
 
 ACTIVATIONS = {
     "gelu": lambda x: functional.gelu(x, approximate="tanh"),

@@ -4,12 +4,18 @@ function.
 Shapes: see pangu_ms/models/common/layers.py. No segments: what a trainer computes on packed text.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 from torch.nn import functional
 
-from pangu_ms.models.pi.config import PiConfig
 from tests.bench.alpha_torch import ACTIVATIONS
+
+if TYPE_CHECKING:
+    from pangu_ms.models.pi.config import PiConfig
 
 
 def rotary_table(config: PiConfig) -> tuple[torch.Tensor, torch.Tensor]:

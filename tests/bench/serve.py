@@ -4,6 +4,9 @@ simulator predicts.
 Random weights and prompts; lognormal lengths. The policies run in turns, and the time of each is the smallest of the
 rounds. The simulator gets the time of a step with and without a chunk, measured in the same run: the graph is static,
 so that a step costs the same whatever its slots hold. `static` is batch by batch.
+
+With `--load 0.5 0.8` the requests arrive one by one instead, independently of each other (Poisson), at that share of
+the rate at which no slot would ever be empty. Times to the first token count from the arrival.
 """
 
 import argparse
@@ -23,6 +26,7 @@ from pangu_ms.infer.sampling import SamplingConfig
 from pangu_ms.infer.scheduling.lengths import lognormal_lengths, noisy
 from pangu_ms.infer.scheduling.policies import POLICIES, Settings
 from pangu_ms.infer.scheduling.simulator import Given, Rows, simulate
+from tests.bench.load import offer, poisson_arrivals, summary
 
 SLOT_POLICIES = [name for name, policy in POLICIES.items() if policy.rows == "slots"]
 
@@ -33,6 +37,7 @@ class NoText:
     stop_ids: tuple[int, ...] = ()
 
     def __init__(self, vocab_size: int):
+        self.vocab_size = vocab_size
         self._bytes_of = [b"x"] * vocab_size
 
     def _require_ids(self, ids):
@@ -84,6 +89,34 @@ def run(decoder: Decoder, tokenizer: NoText, requests: list[Request], policy: st
     return {"steps": engine.counts.steps, "seconds": seconds, "first_text_s": list(first.values())}
 
 
+def under_load(
+    decoder: Decoder, tokenizer: NoText, requests: list[Request], policy: str, rate: float
+) -> dict[str, float]:
+    """Serve requests that arrive at random, `rate` a second."""
+    scheduler = POLICIES[policy].make(Settings(group_size=64))
+    engine = Engine(decoder, tokenizer, scheduler, prefix_cache=False)  # type: ignore[arg-type]
+    ends = {}
+
+    def submit(number, on_token, on_end) -> None:
+        ends[engine.submit(requests[number], lambda _: on_token())] = on_end
+
+    def work() -> bool:
+        busy = engine.busy
+        for number, _ in engine.step():
+            ends[number]()
+        return busy
+
+    return summary(offer(poisson_arrivals(len(requests), rate, 0), submit, work)) | {"steps": engine.counts.steps}
+
+
+def print_rows(rows: list[dict]) -> None:
+    """Their values below their names."""
+    cells = [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+    print(
+        "\n".join(table_lines(tuple(name.replace("_", " ") for name in rows[0]), cells, "<" + ">" * (len(rows[0]) - 1)))
+    )
+
+
 def main() -> None:
     """Print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -96,6 +129,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=190, help="longest length")
     parser.add_argument("--chunk", type=int, default=64, help="prompt tokens of a step")
     parser.add_argument("--policies", nargs="+", choices=SLOT_POLICIES, default=SLOT_POLICIES, help="what to measure")
+    parser.add_argument("--load", nargs="+", type=float, metavar="SHARE", help="Poisson arrivals at these rates")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each policy")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     args = parser.parse_args()
@@ -110,9 +144,19 @@ def main() -> None:
         Request(prompt, SamplingConfig(int(n), temperature=0.0), i, predicted_tokens=float(p))
         for i, (prompt, n, p) in enumerate(zip(prompts, lengths, predicted))
     ]
-    found: dict[str, list[dict]] = {policy: [] for policy in args.policies}
     half = args.most // 2
     plain, with_chunk = step_seconds(decoder, False, half), step_seconds(decoder, True, half)
+    if args.load:
+        most = 1 / (lengths.mean() * plain / args.slots + with_chunk - plain)  # a prompt is one chunk
+        rows = [
+            {"load": load, "requests_per_s": load * most, "policy": policy}
+            | under_load(decoder, tokenizer, requests, policy, load * most)
+            for load in args.load
+            for policy in args.policies
+        ]
+        print(json.dumps({"rows": rows})) if args.json else print_rows(rows)
+        return
+    found: dict[str, list[dict]] = {policy: [] for policy in args.policies}
     for _ in range(args.rounds):
         for policy in args.policies:
             found[policy].append(run(decoder, tokenizer, requests, policy))
@@ -123,7 +167,7 @@ def main() -> None:
             POLICIES[policy].make(Settings(group_size=64)),
             [Given(int(n), len(p), float(q)) for n, p, q in zip(lengths, prompts, predicted)],
             Rows(args.slots, decoder.shape.max_length, args.chunk),
-            lambda rows, prompt_tokens: with_chunk if prompt_tokens else plain,
+            lambda work: with_chunk if work.prompt_tokens else plain,
             args.most,
             clock="steps",
         )
@@ -148,10 +192,7 @@ def main() -> None:
         print(json.dumps({"step_ms": 1e3 * plain, "step_with_chunk_ms": 1e3 * with_chunk, "rows": rows}))
         return
     print(f"a step {1e3 * plain:.2f} ms, with a chunk {1e3 * with_chunk:.2f} ms; {lengths.sum()} tokens\n")
-    cells = [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
-    print(
-        "\n".join(table_lines(tuple(name.replace("_", " ") for name in rows[0]), cells, "<" + ">" * (len(rows[0]) - 1)))
-    )
+    print_rows(rows)
 
 
 if __name__ == "__main__":

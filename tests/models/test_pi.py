@@ -213,6 +213,15 @@ def test_published_sizes(name, hidden_size, num_layers, ffn_hidden_size, billion
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize("size", ["10m", "350m"])
+def test_it_has_the_shape_and_the_size_of_the_alpha_of_its_name(size):
+    alpha, pi = (load_config(f"{family}/{size}").model for family in ("alpha", "pi"))
+    for field in ("num_layers", "hidden_size", "num_heads", "vocab_size", "seq_length"):
+        assert getattr(pi, field) == getattr(alpha, field)
+    assert pi.num_parameters() == pytest.approx(alpha.num_parameters(), rel=0.02)
+
+
+@pytest.mark.fast
 @pytest.mark.usefixtures("mindspore_cpu")
 def test_cached_decoding_of_ragged_prompts_equals_the_full_forward():
     config = small(**EVERYTHING)
