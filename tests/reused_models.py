@@ -29,6 +29,7 @@ from pangu_ms.infer import load
 from pangu_ms.infer.cached_model import CachedModel
 from pangu_ms.infer.decoder import Decoder, GraphShape
 from pangu_ms.infer.load import domains_of, load_decoder
+from pangu_ms.infer.packed_model import fill_packed
 from pangu_ms.models.build import value_of
 from pangu_ms.models.common.loss import TokenLoss
 from pangu_ms.models.registry import FAMILIES
@@ -181,17 +182,20 @@ def _load_decoder(
 ) -> Decoder:
     """load_decoder, which takes the compiled graph of an earlier decoder."""
     config = config or checkpoint.config()
-    if weights or checkpoint.quantized or not generates:
+    if checkpoint.quantized or not generates:
         return load_decoder(checkpoint, shape, config, weights, generates)
-    key = repr((FAMILIES[config.model.family].model, config.model, shape, config.runtime, backend.identity()))
+    key = repr((FAMILIES[config.model.family].model, config.model, shape, config.runtime, weights, backend.identity()))
     alike = _decoders.setdefault(key, [])
     free = next((one for one in alike if one[1]() is None), None)
     if free is None:
-        decoder = load_decoder(checkpoint, shape, config)
+        decoder = load_decoder(checkpoint, shape, config, weights)
     else:
         alike.remove(free)
         graph = free[0]
-        fill_from(checkpoint, graph.model, config.model)
+        if weights in ("", load.STORED):
+            fill_from(checkpoint, graph.model, config.model)
+        else:
+            fill_packed(checkpoint, graph.model, config.model, weights)
         decoder = Decoder(graph, shape, domains_of(config.model), graph.caches())
     alike.append((decoder.graph, weakref.ref(decoder)))
     return decoder

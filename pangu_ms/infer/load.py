@@ -28,6 +28,8 @@ from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.planner.serving import ServingMemory
 
 log = logging.getLogger(__name__)
+STORED = "stored"
+"""Weights that are not packed."""
 
 
 def load_decoder(
@@ -43,8 +45,8 @@ def load_decoder(
         checkpoint: the weights.
         shape: static shapes of the graph and its cache.
         config: device and dtype; by default the checkpoint's own configuration.
-        weights: dtype of packed weights, see packed_model.py; empty: that of a quantized checkpoint, and those of any
-            other are not packed.
+        weights: dtype of packed weights, see packed_model.py; STORED: they are not packed; empty: that of a quantized
+            checkpoint, and those of any other are not packed, as an export needs them.
         generates: False compiles nothing, for a Scorer, which has graphs of its own.
 
     Raises:
@@ -87,6 +89,12 @@ def load_decoder(
     return decoder
 
 
+def default_weights(config: RunConfig) -> str:
+    """What the weights of a Generator are if nothing else is asked for: on a CPU packed, which keeps every bit of them
+    and is faster for any number of rows."""
+    return "float32" if config.runtime.device == "CPU" else STORED
+
+
 def weights_of(checkpoint: store.Checkpoint, asked: str = "") -> str:
     """The dtype of packed weights: the one that is asked for, or else that of a quantized checkpoint.
 
@@ -98,7 +106,7 @@ def weights_of(checkpoint: store.Checkpoint, asked: str = "") -> str:
             f"{checkpoint.path}: is quantized to {checkpoint.quantized}, weights={asked} is asked for; what was rounded"
             " away is not there; leave --weights out, or name the checkpoint it was made from"
         )
-    return asked or checkpoint.quantized
+    return "" if asked == STORED else asked or checkpoint.quantized
 
 
 def _require_memory(config: RunConfig, shape: GraphShape, weights: str, searches_beams: bool = False) -> None:
@@ -153,7 +161,7 @@ def load_generator(
         chunk: prompt tokens of a step.
         tokenizer: path of a tokenizer; by default the checkpoint's own.
         config: device and dtype; by default the checkpoint's own configuration.
-        weights: see `load_decoder`.
+        weights: see `load_decoder`; empty: that of a quantized checkpoint, else `default_weights`.
         scheduling: further arguments of Generator; a slot has room for what a predictor asks of the model.
 
     Raises:
@@ -172,6 +180,7 @@ def load_generator(
     longest = max(len(one) + max(prompt.sampling.max_new_tokens, asked) for one, prompt in zip(ids, prompts))
     shape = GraphShape.fitting(config.model.seq_length, beams if beams > 1 else slots, longest, chunk)
     shape.require_room(ids)
+    weights = weights or checkpoint.quantized or default_weights(config)
     _require_memory(config, shape, weights_of(checkpoint, weights), beams > 1)
     return Generator(load_decoder(checkpoint, shape, config, weights), loaded, **scheduling)
 

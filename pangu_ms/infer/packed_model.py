@@ -251,13 +251,16 @@ def fill_packed(checkpoint: store.Checkpoint, model: nn.Cell, config: ModelConfi
         CheckpointError: names or shapes of the tensors are not those of `config`.
     """
     quantized = QuantizedTensors.of(checkpoint) if checkpoint.quantized else None
-    tensors = quantized.others() if quantized else checkpoint.tensors()
+    stored = {} if quantized else checkpoint.stored()  # read one by one: peak memory is that of the packed weights
+    tensors = quantized.others() if quantized else {}
     if not quantized:
-        store.check_names_and_shapes(str(checkpoint.path), tensors, config.parameter_shapes())
+        store.check_names_and_shapes(str(checkpoint.path), stored, config.parameter_shapes())
+
+    def read(name: str) -> np.ndarray:
+        return stored[name].values() if name in stored else tensors[name]
 
     def matrix(name: str) -> np.ndarray | QuantizedWeight:
-        values = quantized.matrix(name) if quantized else tensors[name]
-        return values.astype(np.float32, copy=False) if isinstance(values, np.ndarray) else values
+        return quantized.matrix(name) if quantized else read(name).astype(np.float32, copy=False)
 
     filled = set()
     for _, cell in model.cells_and_names():
@@ -266,9 +269,11 @@ def fill_packed(checkpoint: store.Checkpoint, model: nn.Cell, config: ModelConfi
         matrices, biases = cell.sources[: len(cell.sizes)], cell.sources[len(cell.sizes) :]
         cell.fill([matrix(name) for name in matrices])
         if biases and cell.bias is not None:
-            cell.bias.set_data(Tensor(np.concatenate([tensors[name] for name in biases]).astype(np.float32)))
+            cell.bias.set_data(Tensor(np.concatenate([read(name) for name in biases]).astype(np.float32)))
         filled |= {parameter.name for parameter in cell.made()}
-    fill([one for one in weights(model) if one.name not in filled], tensors)
+    for parameter in weights(model):
+        if parameter.name not in filled:
+            fill([parameter], {parameter.name: read(parameter.name)})
 
 
 def _cells(model: nn.Cell) -> Iterator[tuple[nn.Cell, str, nn.Cell]]:

@@ -283,9 +283,9 @@ def test_product_of_narrow_rows_without_bias(backend, dtype):
     assert_close(y, rounded(x, dtype) @ unpack(packed).T.astype(np.float64), dtype)
 
 
-def joined(x, weight, scale, bias, residual, pair, pair_scale, series_scale, series_shift):
+def joined(x, weight, scale, bias, own, own_scale, residual, pair, pair_scale, series_scale, series_shift):
     first, second, third = ascend_ops.packed_linears(x, weight, scale, (40, 8, 19), bias)
-    added = ascend_ops.packed_linear(x, weight[:3], scale[:40], bias[:40], "", residual)
+    added = ascend_ops.packed_linear(x, own, own_scale, None, "", residual)
     plain = ascend_ops.packed_glu(x, pair, pair_scale)
     return first, second, third, added, plain, ascend_ops.packed_glu(x, pair, pair_scale, series_scale, series_shift)
 
@@ -297,13 +297,13 @@ def test_joined_products_in_a_graph(backend, dtype):
     x, bias, residual = draw(2, 3, 37), draw(67, seed=5), draw(2, 3, 40, seed=6)
     weight, scale = ascend_ops.packed_tensors(*pair)
     series = 1 + draw(2, 21, seed=7), draw(2, 21, seed=8)
-    tensors = [Tensor(x), *ascend_ops.packed_tensors(*packed), Tensor(bias), Tensor(residual)]
-    found = compiled(joined)([*tensors, weight, scale.reshape(2, 21), *map(Tensor, series)])
-    expected = [seen(x, dtype) @ matrix.T for matrix in exact]
-    expected = [value + own for value, own in zip(expected, np.split(bias, (40, 48)), strict=True)]
+    tensors = [Tensor(x), *ascend_ops.packed_tensors(*packed), Tensor(bias), *ascend_ops.packed_tensors(packed[0])]
+    found = compiled(joined)([*tensors, Tensor(residual), weight, scale.reshape(2, 21), *map(Tensor, series)])
+    products = [seen(x, dtype) @ matrix.T for matrix in exact]
+    expected = [value + own for value, own in zip(products, np.split(bias, (40, 48)), strict=True)]
     u, factor = seen(x, dtype) @ gate.T, seen(x, dtype) @ up.T
     phi = sum(silu(scale * u + shift) for scale, shift in zip(*series, strict=True))
-    for one, value in zip(found, [*expected, expected[0] + residual, silu(u) * factor, phi * factor], strict=True):
+    for one, value in zip(found, [*expected, products[0] + residual, silu(u) * factor, phi * factor], strict=True):
         assert_close(one, value)
 
 

@@ -72,6 +72,21 @@ def test_bits_of_a_sequence_do_not_depend_on_slots_and_chunks(checkpoint, found)
     assert np.array_equal(found("float32"), other)
 
 
+@pytest.mark.parametrize("position", ["gate", "product"])
+def test_gated_network_with_series_and_shortcuts(position, tmp_path):
+    """PanGu-pi with packed weights computes what it computes with those that are stored."""
+    words = ["model.num_layers=1", "model.seq_length=24", "model.vocab_size=300", f"model.siaf_position={position}"]
+    config = load_config("pi/tiny", words)
+    random = np.random.default_rng(0)
+    shapes = config.model.parameter_shapes()
+    weights = {name: 0.2 * random.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+    opened = store.open_checkpoint(store.save(tmp_path, 0, {"model": weights}, {}, config))
+    stored, packed = (
+        logits(load_decoder(opened, GraphShape.fitting(24, 2, 20, 10), weights=one)) for one in ("stored", "float32")
+    )
+    assert np.abs(stored - packed).max() < 1e-5 * np.abs(stored).max()
+
+
 def test_bits_of_scores_do_not_depend_on_order_and_chunks(checkpoint, monkeypatch):
     """Prefixes that others share, or not; chunks that cut the sequences elsewhere."""
     decoder = load_decoder(checkpoint, GraphShape.fitting(24, 1, 24, 10), weights="float32")
