@@ -25,15 +25,17 @@ if TYPE_CHECKING:
     from ascend_ops.addition import add, add_to_stream, fork
     from ascend_ops.attention import causal_attention
     from ascend_ops.backend import BACKENDS, PORTABLE, Choice, choose, explain, has_bfloat16_products, use
+    from ascend_ops.decoding import cached_attention
     from ascend_ops.errors import OperatorError
     from ascend_ops.host import host_adamw
     from ascend_ops.layout import Axes, Devices, as_rows, from_rows, is_laid_out, lay_out, on_own_slices, placed
-    from ascend_ops.loss import softmax_cross_entropy
+    from ascend_ops.loss import softmax_cross_entropy, token_logprobs
     from ascend_ops.matmul import grouped_matmul, linear, logits
     from ascend_ops.norms import layer_norm, rms_norm
     from ascend_ops.optimizer import adamw, squared_norm, squared_norms
-    from ascend_ops.packed import packed_linear, packed_rows, packed_tensors
-    from ascend_ops.packing import PackedWeight, pack, unpack
+    from ascend_ops.packed import packed_glu, packed_linear, packed_linears, packed_rows, packed_tensors
+    from ascend_ops.packing import PackedWeight, QuantizedWeight, pack, quantized_rows, row_scales, unpack
+    from ascend_ops.quantized import quantized_embedding, quantized_linear
     from ascend_ops.random_masks import dropout, dropout_seed
     from ascend_ops.rotary import rotary_embedding, rotary_table
     from ascend_ops.routing import moe_combine, moe_dispatch, rre_route
@@ -46,11 +48,13 @@ __all__ = [
     "OperatorError",
     "PORTABLE",
     "PackedWeight",
+    "QuantizedWeight",
     "adamw",
     "add",
     "add_to_stream",
     "as_rows",
     "backend",
+    "cached_attention",
     "causal_attention",
     "choose",
     "dropout",
@@ -73,13 +77,19 @@ __all__ = [
     "moe_dispatch",
     "on_own_slices",
     "pack",
+    "packed_glu",
     "packed_linear",
+    "packed_linears",
     "packed_rows",
     "packed_tensors",
     "placed",
+    "quantized_embedding",
+    "quantized_linear",
+    "quantized_rows",
     "rms_norm",
     "rotary_embedding",
     "rotary_table",
+    "row_scales",
     "rre_route",
     "series_activation",
     "silu",
@@ -87,6 +97,7 @@ __all__ = [
     "squared_norm",
     "squared_norms",
     "swiglu",
+    "token_logprobs",
     "unpack",
     "use",
 ]
@@ -96,15 +107,17 @@ _NAMES = {
     "addition": ("add", "add_to_stream", "fork"),
     "attention": ("causal_attention",),
     "backend": ("BACKENDS", "PORTABLE", "Choice", "choose", "explain", "has_bfloat16_products", "use"),
+    "decoding": ("cached_attention",),
     "errors": ("OperatorError",),
     "host": ("host_adamw",),
     "layout": ("Axes", "Devices", "as_rows", "from_rows", "is_laid_out", "lay_out", "on_own_slices", "placed"),
-    "loss": ("softmax_cross_entropy",),
+    "loss": ("softmax_cross_entropy", "token_logprobs"),
     "matmul": ("grouped_matmul", "linear", "logits"),
     "norms": ("layer_norm", "rms_norm"),
     "optimizer": ("adamw", "squared_norm", "squared_norms"),
-    "packed": ("packed_linear", "packed_rows", "packed_tensors"),
-    "packing": ("PackedWeight", "pack", "unpack"),
+    "packed": ("packed_glu", "packed_linear", "packed_linears", "packed_rows", "packed_tensors"),
+    "packing": ("PackedWeight", "QuantizedWeight", "pack", "quantized_rows", "row_scales", "unpack"),
+    "quantized": ("quantized_embedding", "quantized_linear"),
     "random_masks": ("dropout", "dropout_seed"),
     "rotary": ("rotary_embedding", "rotary_table"),
     "routing": ("moe_combine", "moe_dispatch", "rre_route"),

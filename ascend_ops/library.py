@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ascend_ops.cache import user_cache
@@ -156,11 +156,11 @@ def sources() -> dict[str, str]:
     return texts | {"inference.cc": inference_source()}
 
 
-def library_path(level: str) -> Path:
-    """Path of the library for these sources, compiler flags, instruction set level and machine, whether it is built or
-    not."""
+def library_path(level: str, texts: Mapping[str, str] | None = None) -> Path:
+    """Path of the library for these sources (default: `sources`), compiler flags, instruction set level and machine,
+    whether it is built or not."""
     identity = [
-        repr(sorted(sources().items())),
+        repr(sorted((sources() if texts is None else texts).items())),
         repr(COMPILE_FLAGS),
         repr(LEVELS[level][1]),
         platform.machine(),
@@ -170,15 +170,20 @@ def library_path(level: str) -> Path:
     return cache_root() / f"{level}-{digest[:20]}" / LIBRARY
 
 
-def build(level: str | None = None) -> Path:
+def build(level: str | None = None, texts: Mapping[str, str] | None = None) -> Path:
     """Path of the library for this machine's level (or the given one), which is compiled unless it exists.
 
     Several processes may call this at once: one compiles, the others wait for it.
 
+    Args:
+        level: one of LEVELS.
+        texts: file name -> text of the sources, by default `sources`; equal ones have one library.
+
     Raises:
         OperatorError: there is no compiler, or it fails; the message contains the first error line.
     """
-    path = library_path(level or cpu_level())
+    texts = sources() if texts is None else texts
+    path = library_path(level or cpu_level(), texts)
     if _is_sound(path):
         return path
     compiler()
@@ -192,7 +197,7 @@ def build(level: str | None = None) -> Path:
                     )
                 for abandoned in path.parent.glob("build.*") if alone else ():  # left by a process that was killed
                     shutil.rmtree(abandoned, ignore_errors=True)
-                _compile(path, LEVELS[level or cpu_level()][1])
+                _compile(path, LEVELS[level or cpu_level()][1], texts)
     except OSError as error:
         advice = "the CPU kernels are built there; set ASCEND_OPS_CACHE to a directory with room that can be written"
         raise OperatorError(f"{path.parent}: {error.strerror}; {advice}") from error
@@ -231,12 +236,12 @@ def _locked(directory: Path) -> Iterator[bool]:
             yield True
 
 
-def _compile(path: Path, level_flags: tuple[str, ...]) -> None:
+def _compile(path: Path, level_flags: tuple[str, ...], texts: Mapping[str, str]) -> None:
     started = time.monotonic()
     log.info("building the CPU operators, once: %s", path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="build.") as folder:
         work = Path(folder)
-        for name, text in sources().items():
+        for name, text in texts.items():
             (work / name).write_text(text)
         units = sorted(work.glob("*.cc"), key=lambda unit: -unit.stat().st_size)
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:

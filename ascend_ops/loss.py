@@ -1,4 +1,4 @@
-"""Cross-entropy of tokens over a vocabulary. Source: specification A1.6."""
+"""Cross-entropy of tokens over a vocabulary (source: specification A1.6), and their log-probabilities."""
 
 import mindspore as ms
 from mindspore import Tensor, ops
@@ -36,6 +36,39 @@ def softmax_cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor) -> Tenso
         )
         return ops.reshape(loss, labels.shape)
     return kernel("SoftmaxCrossEntropy")(logits, labels, mask)[0]
+
+
+def token_logprobs(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The log-probability of a token over each row of logits, and the likeliest token of the row; for inference.
+
+    Args:
+        logits: [..., V] float32, float16 or bfloat16; arithmetic is float32.
+        targets: [...] int32 below V; a negative one leaves its row out.
+
+    Returns:
+        logits[t, targets[t]] - logsumexp(logits[t]), [...] float32, NaN if the row holds NaN; and the first index of
+        the largest logit, [...] int32. They are 0 and -1 in rows that are left out.
+
+    Raises:
+        RuntimeError: (cpu) a target is V or more.
+    """
+    chosen = select("token_logprobs", describe(logits), describe(targets))
+    if chosen == "composed":
+        rows = ops.reshape(ops.cast(logits, ms.float32), (-1, logits.shape[-1]))
+        logprob, best = _composed_logprobs(rows, ops.reshape(targets, (-1,)))
+        return ops.reshape(logprob, targets.shape), ops.reshape(best, targets.shape)
+    return kernel("TokenLogprobs")(logits, targets)
+
+
+def _composed_logprobs(logits, targets):
+    counts = targets >= 0
+    top = ops.ReduceMax(keep_dims=True)(logits, -1)
+    total = ops.log(ops.exp(logits - top).sum(-1, keepdims=True)) + top
+    own = ops.gather_elements(logits, 1, ops.reshape(ops.maximum(targets, 0), (-1, 1)))
+    logprob = ops.reshape(own - total, targets.shape)
+    logprob = ops.select(ops.isnan(logits).any(-1), ops.ones_like(logprob) * float("nan"), logprob)
+    best = ops.cast(ops.Argmax(-1)(logits), ms.int32)
+    return ops.select(counts, logprob, ops.zeros_like(logprob)), ops.select(counts, best, -ops.ones_like(best))
 
 
 def _composed(logits, labels, mask):
@@ -90,3 +123,12 @@ def _check(logits: Operand, labels: Operand, mask: Operand) -> None:
     for operand in (labels, mask):
         if logits.shape is not None:
             operand.shaped(f"the shape of logits {logits.shape} without the vocabulary", logits.shape[:-1])
+
+
+@rule("token_logprobs")
+def _check_logprobs(logits: Operand, targets: Operand) -> None:
+    logits.floating()
+    logits.rank(2)
+    targets.int32()
+    if logits.shape is not None:
+        targets.shaped(f"the shape of logits {logits.shape} without the vocabulary", logits.shape[:-1])

@@ -16,6 +16,8 @@ from ascend_ops.errors import OperatorError
 
 OUTPUTS = 16
 """Outputs of a block."""
+LINE_BYTES = 64
+"""Of a line: some inputs of the outputs of a block."""
 INPUTS = {"float32": 1, "bfloat16": 2, "int8": 4}
 """Dtype of a packed weight -> inputs of a line."""
 GROUP = 128
@@ -43,11 +45,49 @@ class PackedWeight:
         return self.data.nbytes + self.scale.nbytes
 
 
-def pack(weight: np.ndarray, dtype: str = "float32") -> PackedWeight:
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """A weight [out, in] as whole numbers, as a file holds it: in the order of its rows, for whatever computes with
+    it."""
+
+    values: np.ndarray
+    """[out, in] int8, -127 to 127."""
+    scale: np.ndarray
+    """[out] float32: what the numbers of an output are multiplied by."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(out, in)"""
+        return self.values.shape
+
+
+def row_scales(weight: np.ndarray) -> np.ndarray:
+    """The scale of each output of a weight [out, in] float32 in int8: its largest magnitude over 127, float32 [out].
+
+    Raises:
+        OperatorError: a number is not finite.
+    """
+    largest = np.maximum(weight.max(1), -weight.min(1))
+    if not np.isfinite(largest).all():
+        found = weight[~np.isfinite(weight)][0]
+        raise _refusal("weight", f"holds {found}", "int8 needs numbers; pack it as float32 or bfloat16")
+    # The kernels take numbers below 1e-38 for 0.
+    return np.where(largest < 1e-35, 0, largest / np.float32(127)).astype(np.float32)
+
+
+def quantized_rows(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """A weight [out, in] float32 in int8: the nearest multiples of the scales of its outputs, ties to even."""
+    with np.errstate(divide="ignore"):
+        inverse = np.where(scale > 0, 1 / scale, 0).astype(np.float32)
+    scaled = weight * inverse[:, None]
+    return np.clip(np.rint(scaled, out=scaled), -127, 127, out=scaled).astype(np.int8)
+
+
+def pack(weight: np.ndarray | QuantizedWeight, dtype: str = "float32") -> PackedWeight:
     """Pack a weight.
 
     Args:
-        weight: [out, in] float32.
+        weight: [out, in] float32; or, for int8, a weight that was quantized before, whose numbers stay as they are.
         dtype: float32, which keeps every bit; bfloat16, rounded to nearest, ties to even; or int8, rounded to multiples
             of the largest magnitude of each output over 127. An output that is 0 everywhere gets the scale 0.
 
@@ -56,20 +96,26 @@ def pack(weight: np.ndarray, dtype: str = "float32") -> PackedWeight:
     """
     if dtype not in INPUTS:
         raise _refusal("dtype", f"is {dtype!r}", f"it must be one of {', '.join(INPUTS)}")
-    if weight.dtype != np.float32:
-        raise _refusal("weight", f"is {weight.dtype}", "it must be float32; cast it")
-    if weight.ndim != 2 or 0 in weight.shape:
-        raise _refusal("weight", f"has shape {weight.shape}", "it must be [out, in], neither of them 0; reshape it")
-    outputs, inputs = weight.shape
+    is_quantized = isinstance(weight, QuantizedWeight)
+    matrix = weight.values if isinstance(weight, QuantizedWeight) else weight
+    if is_quantized and dtype != "int8":
+        raise _refusal("weight", "is quantized to int8", f"{dtype} needs the numbers before; pack it as int8")
+    if matrix.dtype != (np.int8 if is_quantized else np.float32):
+        raise _refusal("weight", f"is {matrix.dtype}", "it must be float32; cast it")
+    if matrix.ndim != 2 or 0 in matrix.shape:
+        raise _refusal("weight", f"has shape {matrix.shape}", "it must be [out, in], neither of them 0; reshape it")
+    outputs, inputs = matrix.shape
     data = np.empty(packed_shape(outputs, inputs, dtype), _STORED[dtype])
-    scale = np.ones(outputs, np.float32)
+    scale = weight.scale.copy() if isinstance(weight, QuantizedWeight) else np.ones(outputs, np.float32)
 
     def pack_blocks(first: int) -> None:
         part = slice(first * OUTPUTS, (first + _BLOCKS_AT_ONCE) * OUTPUTS)
-        values = weight[part]
+        values = matrix[part]
         if dtype == "int8":
-            scale[part] = _scale_of(values)
-            values = _integers(values, scale[part])
+            if not is_quantized:
+                scale[part] = row_scales(values)
+                values = quantized_rows(values, scale[part])
+            values = values.view(np.uint8) ^ 128  # 128 more
         elif dtype == "bfloat16":
             values = _bfloat16_bits(values)
         _arrange(values, data[first : first + _BLOCKS_AT_ONCE], _NOTHING[dtype])
@@ -125,23 +171,6 @@ def _bfloat16_bits(values: np.ndarray) -> np.ndarray:
     if is_nan.any():  # rounding could carry it into infinity
         rounded[is_nan] = bits[is_nan] >> 16 | 0x40
     return rounded.astype(np.uint16)
-
-
-def _scale_of(values: np.ndarray) -> np.ndarray:
-    largest = np.maximum(values.max(1), -values.min(1))
-    if not np.isfinite(largest).all():
-        found = values[~np.isfinite(values)][0]
-        raise _refusal("weight", f"holds {found}", "int8 needs numbers; pack it as float32 or bfloat16")
-    # The kernels take numbers below 1e-38 for 0.
-    return np.where(largest < 1e-35, 0, largest / np.float32(127)).astype(np.float32)
-
-
-def _integers(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Multiples of the scale, plus 128."""
-    with np.errstate(divide="ignore"):
-        inverse = np.where(scale > 0, 1 / scale, 0).astype(np.float32)
-    scaled = values * inverse[:, None]
-    return (np.clip(np.rint(scaled, out=scaled), -127, 127, out=scaled) + 128).astype(np.uint8)
 
 
 def _each_block(blocks: int, function: Callable[[int], None]) -> None:

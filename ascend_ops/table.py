@@ -179,6 +179,12 @@ KERNELS = {
             (Input("dloss", "float32"), Input("logits"), Input("labels", "int32"), *_f32("mask", "logsumexp")),
             (Output("dlogits", "logits"),),
         ),
+        # logprob[t] = logits[t, targets[t]] - logsumexp(logits[t]), best[t] = argmax; 0 and -1 where targets[t] < 0
+        Kernel(
+            "TokenLogprobs",
+            (Input("logits"), Input("targets", "int32")),
+            (Output("logprob", "targets", "float32"), Output("best", "targets", "int32")),
+        ),
         # q [B, Q, H, D], k and v [B, K, G, D], H a multiple of G; key j is seen by query i when k_index[j] <=
         # q_index[i] and their segments agree the last two dimensions of q, k and v may be one: `heads` [H]
         # gives the number of query heads by its length
@@ -203,6 +209,19 @@ KERNELS = {
             ),
             (Output("dq", "q"), Output("dk", "k"), Output("dv", "v")),
             (Attribute("scale", "float"), Attribute("dropout_rate", "float")),
+        ),
+        # k and v [N, G * D] are written into row positions[n] of slot slots[n] of keys and values [S * R, G * D]; then
+        # query q [Q, H * D] attends to the rows 0 to query_positions of its slot. A slot below 0: nobody's row, which
+        # writes nothing and gives 0.
+        Kernel(
+            "CachedAttention",
+            (
+                *(Input(n) for n in ("q", "k", "v")),
+                *(Input(n, written=True) for n in ("keys", "values")),
+                *(Input(n, "int32") for n in ("positions", "slots", "query_positions", "query_slots")),
+            ),
+            (Output("out", "q"),),
+            (Attribute("scale", "float"), Attribute("num_heads", "int"), Attribute("num_slots", "int")),
         ),
         # One pass: m, v and p are updated from gradient * factor. controls = (lr, factor), float32 [2]. A line k of the
         # first dimension with norms[k] = 0 is left as it is; norms [1] holding 1 updates everything.
@@ -271,12 +290,29 @@ KERNELS = {
             (Input("dy"), Input("x"), Input("weight", "float32"), Input("counts", "int32"), *_f32("bias")),
             (Output("dx", "x"), *_same("weight", "bias")),
         ),
-        # y = activation(x W^T + bias) with a packed weight of [out, in] and its scale [out]; bias [out], or [1] for
-        # none; the activation -1 is none
+        # y = activation(x W^T + bias) + residual with a packed weight of [out, in] and its scale [out]; bias [out] and
+        # residual like y, or [1] holding 0 for none; the activation -1 is none
         Kernel(
             "PackedLinear",
-            (Input("x"), Input("weight", "P"), *_f32("scale", "bias")),
+            (Input("x"), Input("weight", "P"), *_f32("scale", "bias"), Input("residual")),
             (Output("y", "x[:-1] scale"),),
+            _ACTIVATION,
+        ),
+        # The products of x with several weights, whose blocks stand behind one another; scale and bias are those of all
+        # outputs. Only the lengths of first, second and third are used: the outputs of each weight.
+        *(
+            Kernel(
+                f"PackedLinear{len(names)}",
+                (Input("x"), Input("weight", "P"), *_f32("scale", "bias", *names)),
+                tuple(Output("y_" + name, f"x[:-1] {name}") for name in names),
+            )
+            for names in (("first", "second"), ("first", "second", "third"))
+        ),
+        # y = phi(x G^T) * (x U^T) with the blocks of G [out, in], then those of U; scale [2, out]; phi as in SeriesGlu
+        Kernel(
+            "PackedGlu",
+            (Input("x"), Input("weight", "P"), *_f32("scale", "series_scale", "series_shift")),
+            (Output("y", "x[:-1] scale[1]"),),
             _ACTIVATION,
         ),
         # rows ids of a packed weight; only the length of `channels` [in] is used
@@ -344,12 +380,22 @@ OPERATORS = {
         ("logits", "labels", "mask"),
         ("SoftmaxCrossEntropy", "SoftmaxCrossEntropyGrad"),
     ),
+    "token_logprobs": Operator(
+        "log-probability of a token over each row of logits, and the likeliest token",
+        ("logits", "targets"),
+        ("TokenLogprobs",),
+    ),
     "causal_attention": Operator(
         "attention within segments, memory linear in the sequence",
         _ATTENTION_INPUTS,
         ("CausalAttention", "CausalAttentionGrad"),
         "flash_attention_score",
         _NEWER,
+    ),
+    "cached_attention": Operator(
+        "writes keys and values into slots of a cache, then attends to them; for inference",
+        ("q", "k", "v", "keys", "values", "positions", "slots", "query_positions", "query_slots"),
+        ("CachedAttention",),
     ),
     "adamw": Operator(
         "AdamW update of a parameter and its moments in one pass",
@@ -389,9 +435,19 @@ OPERATORS = {
         onednn=True,
     ),
     "packed_linear": Operator(
-        "activation of x W^T + bias, weight packed for inference: float32, bfloat16, int8",
-        ("x", "weight", "scale", "bias"),
+        "activation of x W^T + bias, plus a residual; weight packed for inference: float32, bfloat16, int8",
+        ("x", "weight", "scale", "bias", "residual"),
         ("PackedLinear",),
+    ),
+    "packed_linears": Operator(
+        "the products of x with two or three packed weights",
+        ("x", "weight", "scale", "bias"),
+        ("PackedLinear2", "PackedLinear3"),
+    ),
+    "packed_glu": Operator(
+        "silu (or its series) of a product with a packed weight, times another product",
+        ("x", "weight", "scale", "series_scale", "series_shift"),
+        ("PackedGlu",),
     ),
     "packed_rows": Operator("rows of a packed weight, by their numbers", ("ids", "weight", "scale"), ("PackedRows",)),
 }

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         load_model,
         load_tokenizer,
         plan,
+        quantize,
         search_plans,
         train,
     )
@@ -32,6 +33,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "plan",
+    "quantize",
     "search_plans",
     "train",
 ]

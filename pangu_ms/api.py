@@ -46,6 +46,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "plan",
+    "quantize",
     "search_plans",
     "train",
 ]
@@ -218,6 +219,31 @@ def evaluate(
     return score(opened, data, split, batch_size, max_batches, progress, config, domain)
 
 
+def quantize(
+    checkpoint: Path | str, output: Path | str, *, weights: str = "int8", progress: bool = False
+) -> dict[str, Any]:
+    """Write a checkpoint whose matrices are in int8 or bfloat16, for generation, evaluation and export.
+
+    Args:
+        checkpoint: path of a checkpoint.
+        output: new or empty directory for the new checkpoint.
+        weights: "int8" or "bfloat16".
+        progress: show a bar if stderr is a terminal.
+
+    Returns:
+        `output`, the new step's directory; `weights`; `matrices`, the number that was rounded; `bytes` of all tensors,
+        before and after; `experts_bytes`, those of experts and slots, which stay as they were.
+
+    Raises:
+        CheckpointError: no valid checkpoint is there, it is quantized already, or a matrix holds what is no number.
+        OutputError: `output` has other content, or the disk is full.
+    """
+    from pangu_ms.checkpoint.quantized import quantize as write
+    from pangu_ms.checkpoint.store import open_checkpoint
+
+    return write(open_checkpoint(Path(checkpoint)), Path(output), weights, progress)
+
+
 def export(
     checkpoint: Path | str,
     output: Path | str,
@@ -230,6 +256,8 @@ def export(
     sign_key: Path | str | None = None,
     overrides: Sequence[str] = (),
     domain: str = "",
+    weights: str = "",
+    kernels: bool = True,
 ) -> dict[str, Any]:
     """Write a MindIR package that runs without this code base, and verify it against the checkpoint in a fresh process.
 
@@ -244,12 +272,14 @@ def export(
         sign_key: PEM file with an Ed25519 private key, which signs the manifest.
         overrides: only `runtime.*` and `model.compute_dtype` are allowed.
         domain: export only the model of this domain, of a model with domains; empty: the whole model.
+        weights: pack the matrices as float32, bfloat16 or int8; empty: they stay as they are.
+        kernels: whether a package for a CPU carries our kernels' source.
 
     Returns:
         The manifest. Its entry `verified` holds `steps`, `weights` and `max_difference` of a logit.
 
     Raises:
-        ExportError: `max_length` or a key cannot be used, or the package differs from the checkpoint.
+        ExportError: `max_length`, `weights` or a key cannot be used, or the package differs from the checkpoint.
         OutputError: `output` has other content, or the disk is full.
     """
     from pangu_ms.checkpoint.domains import extracted
@@ -262,6 +292,8 @@ def export(
     opened = open_checkpoint(Path(checkpoint))
     config = checkpoint_config(opened, overrides)
     domains_of(config.model).index(domain)
+    if weights not in ("", "float32", "bfloat16", "int8"):
+        raise ExportError(f"weights={weights!r}: must be float32, bfloat16, int8 or empty; correct it")
     context = config.model.seq_length
     if max_length and not MIN_EXPORTED_LENGTH <= max_length <= context:
         raise ExportError(
@@ -271,7 +303,7 @@ def export(
     aes_key, private_key = (path if path is None else Path(path) for path in (key_file, sign_key))
     with extracted(opened, domain) as exported:
         config = checkpoint_config(exported, overrides)
-        return export_package(exported, Path(output), shape, aes_key, tokenizer, config, private_key)
+        return export_package(exported, Path(output), shape, aes_key, tokenizer, config, private_key, weights, kernels)
 
 
 def extract(

@@ -38,6 +38,7 @@ LONGEST = (
     "test_examples.py",
     "models/test_moge.py",
     "infer/test_packed_model.py",
+    "infer/test_scoring.py",
     "run/test_isolated.py",
     "test_compile_cache.py",
     "test_ascend_host_side.py",

@@ -144,12 +144,15 @@ def _set(parameter: Parameter, value: np.ndarray) -> None:
     np.copyto(parameter.asnumpy(), value)
 
 
+_load_any = Evaluator.load
 _losses: dict[str, list[tuple[TokenLoss, weakref.ref]]] = {}
 """Compiled losses, and the Evaluator that has each."""
 
 
 def _load_evaluator(checkpoint: store.Checkpoint, config: RunConfig) -> Evaluator:
     """Evaluator.load, which takes the compiled loss of an earlier evaluation."""
+    if checkpoint.quantized:
+        return _load_any(checkpoint, config)
     key = repr((FAMILIES[config.model.family].model, config.model, config.runtime, backend.identity()))
     alike = _losses.setdefault(key, [])
     free = next((one for one in alike if one[1]() is None), None)
@@ -170,12 +173,16 @@ _decoders: dict[str, list[tuple[CachedModel, weakref.ref]]] = {}
 
 
 def _load_decoder(
-    checkpoint: store.Checkpoint, shape: GraphShape, config: RunConfig | None = None, weights: str = ""
+    checkpoint: store.Checkpoint,
+    shape: GraphShape,
+    config: RunConfig | None = None,
+    weights: str = "",
+    generates: bool = True,
 ) -> Decoder:
     """load_decoder, which takes the compiled graph of an earlier decoder."""
     config = config or checkpoint.config()
-    if weights:
-        return load_decoder(checkpoint, shape, config, weights)
+    if weights or checkpoint.quantized or not generates:
+        return load_decoder(checkpoint, shape, config, weights, generates)
     key = repr((FAMILIES[config.model.family].model, config.model, shape, config.runtime, backend.identity()))
     alike = _decoders.setdefault(key, [])
     free = next((one for one in alike if one[1]() is None), None)

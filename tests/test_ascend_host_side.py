@@ -19,8 +19,8 @@ compiled graphs is stubbed everywhere, and in brackets what else is.
         tests/train/test_ascend.py, tests/run/test_launch.py
     describe: --device ascend, shared records, plan's ranks
         tests/train/test_describe.py, tests/train/test_launch.py
-    generate: half-precision cache, both lengths, beams
-        here: test_one_device_trains_..., test_every_verb_...
+    generate: half-precision cache, both lengths, beams, int8 by MindSpore's own product
+        here: test_one_device_trains_..., test_every_verb_..., tests/ascend_ops/test_quantized.py
     export: what travels, target, check in a fresh process
         here: test_every_verb_... [the fresh process, too]
     run-mindir: a package whose target is Ascend
@@ -136,9 +136,12 @@ def test_one_device_trains_resumes_and_generates(records, tiny_overrides, tmp_pa
     overrides = [*tiny_overrides, "model.compute_dtype=float16", "train.eval_every=0"]
     train = training("alpha/tiny", records, tmp_path / "run", *overrides, "train.steps=4")
     (first,) = verbs([*train, "--stop-at", 2])
-    last, text = verbs(
+    greedy = ["--prompt", "def a", "--temperature", 0, "--max-new-tokens", 4, "--json"]
+    last, text, _, of_int8 = verbs(
         [*train, "--resume"],
-        ["generate", tmp_path / "run", "--prompt", "def a", "--temperature", 0, "--max-new-tokens", 4, "--json"],
+        ["generate", tmp_path / "run", *greedy],
+        ["quantize", tmp_path / "run", "--weights", "int8", "--output", tmp_path / "int8"],
+        ["generate", tmp_path / "int8", *greedy],
     )
     assert (
         json.loads(first)["stopped_by"] == "stop_at"
@@ -147,7 +150,8 @@ def test_one_device_trains_resumes_and_generates(records, tiny_overrides, tmp_pa
         and json.loads(last)["held_out"]["loss"] == pytest.approx(3.0)
     )
     require_executed(tmp_path / "run", records, load_config("alpha/tiny", [*overrides, "train.steps=4"]))
-    require_successors(text, Tokenizer.load(records / "tokenizer"), "def a")
+    for answer in (text, of_int8):
+        require_successors(answer, Tokenizer.load(records / "tokenizer"), "def a")
     assert set((tmp_path / "stub.devices").read_text().split()) == {"0"}
 
 

@@ -1,4 +1,5 @@
-// Cross-entropy of each token over its row of logits, and its gradient. Neither keeps a second copy of the logits.
+// Cross-entropy of each token over its row of logits, its gradient, and for inference the log-probability of a token and the likeliest one. None
+// keeps a second copy of the logits.
 //
 // The forward pass reads the logits once: block after block, with the sum of exponentials rescaled whenever the maximum grows.
 // Source: Milakov and Gimelshein 2018, "Online normalizer calculation for softmax", in blocks.
@@ -81,6 +82,42 @@ void softmax_cross_entropy(const Call &call) {
   });
 }
 
+// The first of the largest values; 0 in a row of NaN.
+template <typename T>
+int32_t first_largest(const T *x, int64_t n) {
+  const float top = maximum(x, n);
+  for (int64_t i = 0; i < n; ++i)
+    if (to_float(x[i]) == top) return static_cast<int32_t>(i);
+  return 0;
+}
+
+void token_logprobs(const Call &call) {
+  enum { LOGITS, TARGETS, LOGPROB, BEST };
+  const Tensor &logits = call[LOGITS];
+  const int64_t tokens = logits.rows(), vocab = logits.last();
+  require(tokens > 0 && vocab > 0, "logits must be [..., vocabulary] and not empty");
+  require(call[TARGETS].size() == tokens, "targets must have one value for each token");
+  const int32_t *targets = call[TARGETS].as<int32_t>();
+  float *logprob = call[LOGPROB].as<float>();
+  int32_t *best = call[BEST].as<int32_t>();
+  for (int64_t t = 0; t < tokens; ++t)
+    if (targets[t] >= vocab)
+      throw std::invalid_argument("target " + std::to_string(targets[t]) + " of token " + std::to_string(t) + " is not in a vocabulary of " +
+                                  std::to_string(vocab) + "; a negative one leaves the token out");
+  with_type(logits, [&](auto type) {
+    using T = decltype(type);
+    const T *x = logits.as<T>();
+    parallel_ranges(tokens, std::max<int64_t>(1, kGrain / vocab), [&](int64_t, int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) {
+        const T *row = x + t * vocab;
+        const bool counts = targets[t] >= 0;
+        logprob[t] = counts ? to_float(row[targets[t]]) - log_sum_exp(row, vocab) : 0.0f;
+        best[t] = counts ? first_largest(row, vocab) : -1;
+      }
+    });
+  });
+}
+
 // d loss / d logit = softmax - [is the label]
 template <typename T>
 void gradient_row(const T *x, int64_t n, int32_t label, float logsumexp, float dloss, T *dx) {
@@ -114,3 +151,4 @@ void softmax_cross_entropy_grad(const Call &call) {
 
 ASCEND_OPS_KERNEL(SoftmaxCrossEntropy, ascend_ops::softmax_cross_entropy)
 ASCEND_OPS_KERNEL(SoftmaxCrossEntropyGrad, ascend_ops::softmax_cross_entropy_grad)
+ASCEND_OPS_KERNEL(TokenLogprobs, ascend_ops::token_logprobs)

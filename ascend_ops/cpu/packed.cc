@@ -1,4 +1,5 @@
-// y = activation(x W^T + bias) with weights that were packed once, and rows of the same weights as an embedding.
+// y = activation(x W^T + bias) + residual with weights that were packed once, several such products of one x, phi(x G^T) * (x U^T), and rows of the same
+// weights as an embedding.
 //
 // A packed weight of [out, in] is [blocks of 16 outputs][lines][16 outputs][inputs of a line]. A line is 64 bytes, which hold 1 (float32), 2 (bfloat16)
 // or 4 (uint8) consecutive inputs of 16 outputs; what the last block and line lack is 0. A product walks the lines of a block in order and keeps the
@@ -261,54 +262,90 @@ class Rows {
   Workspace words_;
 };
 
-// ---- linear
-
-// What a product is made of beside x. The bias may be null.
-struct Product {
-  const char *weight;
-  int64_t lines, k, n;
-  const float *scale, *bias;
-  int activation;  // -1 for none
-};
+// ---- products
 
 struct Identity {
   static ASCEND_OPS_INLINE Activated at(Vec u) { return {u, Vec{}}; }
 };
 
-// Columns from `column` of y from sums [rows][blocks * 16].
+// Calls f(Activation{}); -1 is none.
+template <typename F>
+void with_activation_or_none(int code, F f) {
+  if (code < 0) return f(Identity{});
+  with_activation(code, f);
+}
+
+// Outputs from the block `first_block` of a weight on. The bias and the residual, which is added last, may be null.
+struct Outputs {
+  int64_t first_block, n;
+  const float *scale, *bias;
+  const void *residual;
+  void *y;
+};
+
+// phi(gate) * up with phi(u) = sum_i act(scale_i u + shift_i): what PackedGlu makes of two weights of the same size.
+struct Gate {
+  const float *up_scale, *series_scale, *series_shift;
+  int64_t terms, width;  // width: 1, or that of a row
+};
+
+// What a product is made of beside x: one weight or, behind one another, several of the same inputs.
+struct Product {
+  const char *weight;
+  int64_t lines, k;
+  const Outputs *outputs;
+  int num_outputs;
+  const Gate *gate;  // null without one; else there is one output
+  int activation;    // -1 for none
+};
+
+inline int64_t blocks_of(int64_t n) { return (n + kLanes - 1) / kLanes; }
+
+// Writes a block of y from its sums, which are `stride` apart from row to row; those of `up` are for a gate.
 template <typename T, typename Activation>
-void finish(const Product &product, int64_t rows, int64_t blocks, int64_t column, const float *sums, T *y) {
-  for (int64_t b = 0; b < blocks; ++b, column += kLanes) {
-    const int64_t valid = product.n - column;
-    const Vec bias = product.bias ? load_upto(product.bias + column, valid) : Vec{}, scale = load_upto(product.scale + column, valid);
-    for (int64_t r = 0; r < rows; ++r)
-      store_upto(y + r * product.n + column, Activation::at(load(sums + (r * blocks + b) * kLanes) * scale + bias).value, valid);
+void finish(const Product &product, int64_t rows, int64_t block, const float *sums, const float *up, int64_t stride) {
+  const Outputs *out = product.outputs;
+  while (out + 1 < product.outputs + product.num_outputs && block >= out[1].first_block) ++out;
+  const int64_t column = (block - out->first_block) * kLanes, valid = out->n - column;
+  const Vec scale = load_upto(out->scale + column, valid), bias = out->bias ? load_upto(out->bias + column, valid) : Vec{};
+  const T *const residual = static_cast<const T *>(out->residual);
+  T *const y = static_cast<T *>(out->y);
+  const Gate *const gate = product.gate;
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t at = r * out->n + column;
+    const Vec u = load(sums + r * stride) * scale + bias;
+    Vec value{};
+    if (gate) {
+      for (int64_t i = 0; i < gate->terms; ++i) {
+        const float *const a = gate->series_scale + i * gate->width, *const b = gate->series_shift + i * gate->width;
+        value += gate->width == 1 ? Activation::at(*a * u + *b).value : Activation::at(load_upto(a + column, valid) * u + load_upto(b + column, valid)).value;
+      }
+      value *= load(up + r * stride) * load_upto(gate->up_scale + column, valid);
+    } else {
+      value = Activation::at(u).value;
+    }
+    if (residual) value += load_upto(residual + at, valid);
+    store_upto(y + at, value, valid);
   }
 }
 
-template <typename T>
-using Finish = void (*)(const Product &, int64_t, int64_t, int64_t, const float *, T *);
-
-template <typename T>
-Finish<T> finish_of(int activation) {
-  if (activation < 0) return finish<T, Identity>;
-  Finish<T> found = nullptr;
-  with_activation(activation, [&](auto a) { found = finish<T, decltype(a)>; });
-  return found;
-}
-
 template <typename W, typename T>
-void multiply_rows(const T *rows, int64_t m, const Product &product, T *y) {
+void multiply_rows(const T *rows, int64_t m, const Product &product) {
   const Rows<W> x(rows, m, product.k);
-  const Finish<T> finish = finish_of<T>(product.activation);
-  const int64_t blocks = (product.n + kLanes - 1) / kLanes;
-  parallel_ranges(blocks, std::max<int64_t>(1, kGrain / (kLanes * product.k)), [&](int64_t, int64_t begin, int64_t end) {
-    const Workspace sums(m * kTileBlocks * kLanes * sizeof(float));
+  void (*finish_block)(const Product &, int64_t, int64_t, const float *, const float *, int64_t) = nullptr;
+  with_activation_or_none(product.activation, [&](auto a) { finish_block = finish<T, decltype(a)>; });
+  const Outputs &last = product.outputs[product.num_outputs - 1];
+  const int64_t blocks = last.first_block + blocks_of(last.n), weights = product.gate ? 2 : 1;
+  parallel_ranges(blocks, std::max<int64_t>(1, kGrain / (kLanes * product.k * weights)), [&](int64_t, int64_t begin, int64_t end) {
+    const int64_t of_weight = m * kTileBlocks * kLanes;
+    const Workspace sums(weights * of_weight * sizeof(float));
+    float *const first = sums.as<float>();
     int64_t block = begin;
     auto columns = [&](auto count) {
       for (; block + count <= end; block += count) {
-        x.template multiply_blocks<count>(product.weight + block * product.lines * kLine, product.lines, sums.as<float>());
-        finish(product, m, count, block * kLanes, sums.as<float>(), y);
+        for (int64_t i = 0; i < weights; ++i)
+          x.template multiply_blocks<count>(product.weight + (i * blocks + block) * product.lines * kLine, product.lines, first + i * of_weight);
+        for (int64_t b = 0; b < count; ++b) finish_block(product, m, block + b, first + b * kLanes, first + of_weight + b * kLanes, count * kLanes);
       }
     };
     if (x.tall()) columns(std::integral_constant<int, kTallBlocks>{});
@@ -327,24 +364,71 @@ void with_packed(const Tensor &weight, F f) {
 }
 
 template <typename W>
-void require_packed(const Tensor &weight, int64_t n, int64_t k) {
-  require(weight.rank == 4 && weight.dim(2) == kLanes && weight.dim(3) == kInputs<W> && weight.dim(0) == (n + kLanes - 1) / kLanes &&
+void require_packed(const Tensor &weight, int64_t blocks, int64_t k) {
+  require(weight.rank == 4 && weight.dim(2) == kLanes && weight.dim(3) == kInputs<W> && weight.dim(0) == blocks &&
               weight.dim(1) == (k + kInputs<W> - 1) / kInputs<W>,
           "weight must be packed from [out, in], with a scale for each of out and in channels of x");
 }
 
-void packed_linear(const Call &call) {
-  enum { X, WEIGHT, SCALE, BIAS, ACTIVATION, Y };
-  const Tensor x = call[X], weight = call[WEIGHT], bias = call[BIAS];
-  const int64_t n = call[SCALE].size(), k = x.last();
-  require(x.size() > 0 && n > 0, "no dimension may be 0");
-  require(bias.size() == n || bias.size() == 1, "bias must be [out], or [1] for none");
-  const Product product{weight.as<char>(), weight.dim(1), k, n, call[SCALE].as<float>(), bias.size() == n ? bias.as<float>() : nullptr,
-                  static_cast<int>(call[ACTIVATION].as<float>()[0])};
+// The product of x with `blocks` blocks of a weight.
+void multiply(const Tensor &x, const Tensor &weight, int64_t blocks, const Product &product) {
   with_packed(weight, [&](auto w) {
-    require_packed<decltype(w)>(weight, n, k);
-    with_type(x, [&](auto t) { multiply_rows<decltype(w)>(x.as<decltype(t)>(), x.rows(), product, call[Y].as<decltype(t)>()); });
+    require_packed<decltype(w)>(weight, blocks, product.k);
+    with_type(x, [&](auto t) { multiply_rows<decltype(w)>(x.as<decltype(t)>(), x.rows(), product); });
   });
+}
+
+// Null for the [1] that stands for none.
+const float *optional(const Tensor &values, int64_t n, const char *rule) {
+  require(values.size() == n || values.size() == 1, rule);
+  return values.size() == n ? values.as<float>() : nullptr;
+}
+
+void packed_linear(const Call &call) {
+  enum { X, WEIGHT, SCALE, BIAS, RESIDUAL, ACTIVATION, Y };
+  const Tensor x = call[X], weight = call[WEIGHT], residual = call[RESIDUAL];
+  const int64_t n = call[SCALE].size(), size = x.rows() * n;
+  require(x.size() > 0 && n > 0, "no dimension may be 0");
+  require(residual.size() == size || residual.size() == 1, "residual must have the shape of y, or be [1] for none");
+  const float *const bias = optional(call[BIAS], n, "bias must be [out], or [1] for none");
+  // A y of one number has a residual of one number: 0 for none.
+  const bool added = residual.size() == size;
+  require(!added || !std::strcmp(residual.dtype, x.dtype), "residual must have the dtype of x");
+  const Outputs outputs{0, n, call[SCALE].as<float>(), bias, added ? residual.data : nullptr, call[Y].data};
+  const Product product{weight.as<char>(), weight.dim(1), x.last(), &outputs, 1, nullptr, static_cast<int>(*call[ACTIVATION].as<float>())};
+  multiply(x, weight, blocks_of(n), product);
+}
+
+// Several products of the same x. Only the lengths of `sizes` are used.
+template <int kOutputs>
+void packed_linears(const Call &call) {
+  enum { X, WEIGHT, SCALE, BIAS, SIZES, Y = SIZES + kOutputs };
+  const Tensor x = call[X], weight = call[WEIGHT], scale = call[SCALE];
+  const float *const scales = scale.as<float>(), *const bias = optional(call[BIAS], scale.size(), "bias must be [out], or [1] for none");
+  Outputs outputs[kOutputs];
+  int64_t block = 0, n = 0;
+  for (int i = 0; i < kOutputs; ++i) {
+    const int64_t size = call[SIZES + i].size();
+    require(x.size() > 0 && size > 0, "no dimension may be 0");
+    outputs[i] = {block, size, scales + n, bias ? bias + n : nullptr, nullptr, call[Y + i].data};
+    block += blocks_of(size), n += size;
+  }
+  require(scale.size() == n, "scale must have one value for each of all outputs");
+  multiply(x, weight, block, {weight.as<char>(), weight.dim(1), x.last(), outputs, kOutputs, nullptr, -1});
+}
+
+void packed_glu(const Call &call) {
+  enum { X, WEIGHT, SCALE, SERIES_SCALE, SERIES_SHIFT, ACTIVATION, Y };
+  const Tensor x = call[X], weight = call[WEIGHT], scale = call[SCALE], series = call[SERIES_SCALE], shift = call[SERIES_SHIFT];
+  require(x.size() > 0 && scale.rank == 2 && scale.dim(0) == 2 && scale.last() > 0, "scale must be [2, out], those of the gate and of its factor");
+  require(series.rank == 2 && series.size() > 0 && shift.rank == 2 && series.dim(0) == shift.dim(0) && series.dim(1) == shift.dim(1),
+          "series_scale and series_shift must be [terms, out] or [terms, 1]");
+  const int64_t n = scale.last();
+  require(series.last() == n || series.last() == 1, "series_scale and series_shift must have one value a term, or one for each output");
+  const Outputs outputs{0, n, scale.as<float>(), nullptr, nullptr, call[Y].data};
+  const Gate gate{scale.as<float>() + n, series.as<float>(), shift.as<float>(), series.dim(0), series.last()};
+  const Product product{weight.as<char>(), weight.dim(1), x.last(), &outputs, 1, &gate, static_cast<int>(*call[ACTIVATION].as<float>())};
+  multiply(x, weight, 2 * blocks_of(n), product);
 }
 
 template <typename W>
@@ -368,7 +452,7 @@ void packed_rows(const Call &call) {
   const int32_t *const id = ids.as<int32_t>();
   for (int64_t i = 0; i < ids.size(); ++i) require(id[i] >= 0 && id[i] < n, "ids must be rows of the weight, 0 to out - 1");
   with_packed(weight, [&](auto w) {
-    require_packed<decltype(w)>(weight, n, k);
+    require_packed<decltype(w)>(weight, blocks_of(n), k);
     parallel_ranges(ids.size(), std::max<int64_t>(1, kGrain / k), [&](int64_t, int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) copy_row<decltype(w)>(weight, id[i], call[SCALE].as<float>()[id[i]], k, call[Y].as<float>() + i * k);
     });
@@ -379,4 +463,7 @@ void packed_rows(const Call &call) {
 }  // namespace ascend_ops
 
 ASCEND_OPS_KERNEL(PackedLinear, ascend_ops::packed_linear)
+ASCEND_OPS_KERNEL(PackedLinear2, (ascend_ops::packed_linears<2>))
+ASCEND_OPS_KERNEL(PackedLinear3, (ascend_ops::packed_linears<3>))
+ASCEND_OPS_KERNEL(PackedGlu, ascend_ops::packed_glu)
 ASCEND_OPS_KERNEL(PackedRows, ascend_ops::packed_rows)

@@ -74,7 +74,7 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class _Tensor:
+class LazyTensor:
     """A tensor to write."""
 
     spec: Spec
@@ -122,12 +122,31 @@ def write_derived(
         value = derived.parameters[name]
         opened = models[value.donor] if isinstance(value, Copy) else source
         tensors[name] = _tensor(opened, config.model, spec, name, value, seed)
+    return write_tensors(root, step, tensors, state, config, tokenizer, progress)
+
+
+def write_tensors(
+    root: Path,
+    step: int,
+    tensors: dict[str, LazyTensor],
+    state: dict[str, Any],
+    config: RunConfig,
+    tokenizer: Path | None = None,
+    progress: bool = False,
+    kind: dict[str, Any] | None = None,
+) -> Path:
+    """Write the checkpoint of tensors that are made one after the other; see `write_derived`.
+
+    Args:
+        tensors: by name, those of a stack member by member.
+        kind: see `step_directory.write_step`.
+    """
     reshard.require_unused(root)
     reshard.require_room(root, sum(tensor.spec.nbytes for tensor in tensors.values()))
     contents = store.description(state, config, tokenizer)
     groups: dict[str, list[str]] = {store.MODEL: []}
     for name, tensor in tensors.items():
-        groups.setdefault(store.ROUTING if tensor.spec.dtype.kind == "i" else store.MODEL, []).append(name)
+        groups.setdefault(store.ROUTING if tensor.spec.code == "I32" else store.MODEL, []).append(name)
     with progress_bar(progress, total=len(tensors), desc="write", unit="tensor") as bar:
 
         def load(name: str) -> np.ndarray:
@@ -138,22 +157,22 @@ def write_derived(
             for file, own in store.shards(group, {name: tensors[name].spec.nbytes for name in names}):
                 specs = {name: tensors[name].spec for name in own}
                 contents[file] = safetensors_file.encode_lazily(specs, load)
-        return store.write(root, step, contents, {group: len(names) for group, names in groups.items()})
+        return store.write(root, step, contents, {group: len(names) for group, names in groups.items()}, kind=kind)
 
 
 def _tensor(
     opened: Opened, model: ModelConfig, spec: ParameterSpec, name: str, value: Copy | np.ndarray, seed: int
-) -> _Tensor:
+) -> LazyTensor:
     if isinstance(value, np.ndarray):
-        return _Tensor(safetensors_file.spec_of(name, value), lambda: value)
+        return LazyTensor(safetensors_file.spec_of(name, value), lambda: value)
     copied = value
     if copied.rows is None:
-        return _Tensor(opened.spec(copied.name), lambda: opened.read(copied.name))
+        return LazyTensor(opened.spec(copied.name), lambda: opened.read(copied.name))
     sizes = model.axis_sizes()
     shape = tuple(sizes[axis] for axis in spec.axes)
     if (copied.rows >= 0).all():
-        return _Tensor(Spec(opened.spec(copied.name).code, shape), lambda: opened.read(copied.name)[copied.rows])
-    return _Tensor(Spec("F32", shape), lambda: _with_rows(opened, copied, initial_value(spec, name, shape, seed)))
+        return LazyTensor(Spec(opened.spec(copied.name).code, shape), lambda: opened.read(copied.name)[copied.rows])
+    return LazyTensor(Spec("F32", shape), lambda: _with_rows(opened, copied, initial_value(spec, name, shape, seed)))
 
 
 def _with_rows(opened: Opened, copied: Copy, value: np.ndarray) -> np.ndarray:

@@ -42,7 +42,12 @@ def json_bytes(value: Any) -> bytes:
 
 
 def write_step(
-    directory: Path, contents: Contents, step: int, groups: dict[str, int], written: dict[str, Any] | None = None
+    directory: Path,
+    contents: Contents,
+    step: int,
+    groups: dict[str, int],
+    written: dict[str, Any] | None = None,
+    kind: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write and flush the files of a step, the manifest last, and flush the directories that hold them; returns the
     manifest's entries of all files.
@@ -53,9 +58,11 @@ def write_step(
         step: number of the step.
         groups: number of tensors of each group.
         written: files that are there already: what `write_file` returned, by name.
+        kind: further entries of the manifest, which say that the checkpoint is of another kind (see quantized.py).
     """
     entries = {name: write_file(directory / name, pieces) for name, pieces in contents.items()} | (written or {})
-    manifest = {"format_version": FORMAT_VERSION, "step": step, **provenance(), "tensors": groups, "files": entries}
+    manifest = {"format_version": FORMAT_VERSION, "step": step, **(kind or {}), **provenance()}
+    manifest |= {"tensors": groups, "files": entries}
     write_file(directory / MANIFEST, [json_bytes(manifest | {"sha256": files.sha256_json(manifest)})])
     for path in [*(p for p in directory.rglob("*") if p.is_dir()), directory]:
         files.sync_path(path)

@@ -14,6 +14,9 @@
         tokenizer/              a copy of the tokenizer, so that this directory alone can generate text
         manifest.json           written last: size and SHA-256 of every file, versions, git revision (step_directory.py)
 
+A quantized checkpoint (quantized.py) is one of another kind: its matrices are in int8 or bfloat16, as its manifest
+says.
+
 A step is written under a temporary name, flushed and renamed (see commit.py). A reader trusts it only after it has
 verified the manifest, the sizes and the digests.
 """
@@ -53,6 +56,8 @@ _log = logging.getLogger(__name__)
 
 STATE, STATE_VERSION = "state.json", 1
 MODEL, ROUTING = "model", "routing"
+QUANTIZED, QUANTIZED_DTYPES = "quantized", ("int8", "bfloat16")
+"""The manifest's entry that says how a checkpoint is quantized, and the dtypes of its matrices."""
 MAX_SHARD_BYTES = 4 << 30
 """Chosen below 5 GB, the largest upload that object stores accept in one request."""
 
@@ -69,6 +74,34 @@ class Checkpoint:
     manifest: dict[str, Any]
 
     @property
+    def quantized(self) -> str:
+        """dtype of the matrices of a quantized checkpoint, see quantized.py; empty for any other checkpoint.
+
+        Raises:
+            CheckpointError: it is none that this version knows.
+        """
+        if QUANTIZED not in self.manifest:
+            return ""
+        kind = self.manifest[QUANTIZED]
+        weights = kind.get("weights") if isinstance(kind, dict) else None
+        if weights not in QUANTIZED_DTYPES:
+            raise CheckpointError(
+                f"{self.path}: is quantized to {weights!r:.40}; this version knows {', '.join(QUANTIZED_DTYPES)}; use"
+                " the version that wrote it, or another checkpoint"
+            )
+        return weights
+
+    def require_not_quantized(self) -> None:
+        """Raise CheckpointError if the checkpoint is quantized: its tensors are not those of the model."""
+        if self.quantized:
+            source = self.manifest[QUANTIZED].get("source")
+            made_from = source.get("checkpoint") if isinstance(source, dict) else None
+            raise CheckpointError(
+                f"{self.path}: is quantized to {self.quantized}, which only generate, eval and export read; name the"
+                f" checkpoint it was made from{f' ({made_from})' if made_from else ''}"
+            )
+
+    @property
     def groups(self) -> list[str]:
         """Names of the groups of tensors."""
         return [group for group in self.manifest["tensors"] if group != ROUTING]
@@ -77,8 +110,14 @@ class Checkpoint:
         """The tensors of one group by name. They stay on the disk; each can be read on its own, or in parts.
 
         Raises:
-            CheckpointError: there is no such group, or a rank's file does not fit the plan of config.yaml.
+            CheckpointError: there is no such group, a rank's file does not fit the plan of config.yaml, or the
+                checkpoint is quantized.
         """
+        self.require_not_quantized()
+        return self.stored_as_is(group)
+
+    def stored_as_is(self, group: str = "model") -> sharded.Stored:
+        """As `stored`, but with the tensors of a quantized checkpoint, which are not the model's; see quantized.py."""
         if group not in self.groups:
             raise CheckpointError(
                 f"{self.path}: has no {group} tensors; it holds {', '.join(self.groups)}; use another checkpoint"
@@ -193,15 +232,23 @@ def with_routing(groups: dict[str, Tensors]) -> dict[str, Tensors]:
     return groups | {MODEL: weights, ROUTING: tables}
 
 
-def write(root: Path, step: int, contents: Contents, groups: dict[str, int], keep: int = 0) -> Path:
+def write(
+    root: Path,
+    step: int,
+    contents: Contents,
+    groups: dict[str, int],
+    keep: int = 0,
+    kind: dict[str, Any] | None = None,
+) -> Path:
     """Save one step from the bytes of its files; see `save`.
 
     Args:
         contents: all files but the manifest. Their pieces are iterated over as they are written.
         groups: number of tensors of each group.
+        kind: see `write_step`.
     """
     with new_step(root, step, keep) as temporary:
-        write_step(temporary, contents, step, groups)
+        write_step(temporary, contents, step, groups, kind=kind)
     return step_path(root, step)
 
 

@@ -25,6 +25,12 @@ def build_parser() -> Parser:
     text = "longest sequence (prompt and continuation) in tokens; 0: the model's context"
     parser.add_argument("--max-length", type=int, default=0, help=text)
     parser.add_argument("--chunk", type=int, default=64, help="prompt tokens per call, fixed in the graph")
+    text = (
+        "pack the matrices in this dtype; it pays only where the package runs with kernels (default: float32 as it is)"
+    )
+    parser.add_argument("--weights", choices=("float32", "bfloat16", "int8"), default="", help=text)
+    text = "leave out our CPU kernels' source and the graph that calls them, which `run-mindir --allow-kernels` uses"
+    parser.add_argument("--no-kernels", action="store_true", help=text)
     options.add_own_tokenizer(parser)
     options.add_domain(parser, "export only the model of this domain, as `pangu sigma extract` makes it (default: all)")
     text = "encrypt the graph with the AES key in this file (16, 24 or 32 bytes)"
@@ -72,7 +78,17 @@ def _run(args: Namespace) -> int:
 
     with extracted(checkpoint, args.domain) as exported:
         config = checkpoint_config(exported, args.overrides)
-        manifest = export_package(exported, args.output, shape, args.key_file, args.tokenizer, config, args.sign_key)
+        manifest = export_package(
+            exported,
+            args.output,
+            shape,
+            args.key_file,
+            args.tokenizer,
+            config,
+            args.sign_key,
+            args.weights,
+            not args.no_kernels,
+        )
     if args.json:
         print_json(manifest, ensure_ascii=False)
     else:
@@ -84,7 +100,9 @@ def _text(manifest: dict[str, Any], shape: "GraphShape", encrypted: bool) -> str
     """A package in two lines."""
     verified, size = manifest["verified"], sum(entry["bytes"] for entry in manifest["files"].values())
     note = ", encrypted" if encrypted else ""
+    with_kernels = verified.get("max_difference_with_kernels")
     return (
         f"{size / 1e6:.1f} MB, batch {shape.batch_size}, {shape.max_length} tokens{note}\n"
         f"largest logit difference from the checkpoint over {verified['steps']} steps: {verified['max_difference']:.3g}"
+        + ("" if with_kernels is None else f", with kernels {with_kernels:.3g}")
     )

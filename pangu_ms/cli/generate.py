@@ -34,6 +34,7 @@ def build_parser() -> Parser:
     options.add_batch_size(parser, "slots: largest number of prompts that are continued at a time")
     parser.add_argument("--chunk", type=int, default=64, help="prompt tokens per step")
     options.add_scheduling(parser)
+    options.add_threads(parser)
     text = "pack the matrices for the CPU kernels in this dtype (default: they stay as they are, in float32)"
     parser.add_argument("--weights", choices=("float32", "bfloat16", "int8"), default="", help=text)
     options.add_own_tokenizer(parser)
@@ -56,14 +57,16 @@ def _run(args: Namespace) -> int:
     from pangu_ms.checkpoint.store import open_checkpoint
     from pangu_ms.config.load import config_to_dict
     from pangu_ms.infer.load import domains_of, load_generator, load_tokenizer
+    from pangu_ms.infer.prompt_states import PromptStates
 
     checkpoint = open_checkpoint(args.checkpoint)
     config = checkpoint_config(checkpoint, args.overrides)
     prompts = with_default(prompts, args.domain, domains_of(config.model))
     tokenizer = load_tokenizer(checkpoint, args.tokenizer)
-    scheduling = options.scheduling(args, tokenizer)
+    scheduling = options.scheduling(args, tokenizer, PromptStates(checkpoint, config))
     model = [checkpoint.manifest, config_to_dict(config)["model"], args.weights, tokenizer.fingerprint]
     with open_answers(args, prompts, files.sha256_json(model)) as answers:
+        options.use_threads(args)
         generator = load_generator(
             checkpoint, prompts, args.batch_size, args.chunk, args.tokenizer, config, args.weights, **scheduling
         )
@@ -208,7 +211,7 @@ def generate_and_print(
                     answers.add(index, sample, generation)
                 else:
                     found.append((index, sample, generation))
-    except GenerationError:  # one continuation failed; the others are there
+    except (GenerationError, KeyboardInterrupt):  # one failed, or the user waits no longer; the others are there
         _print_found(found, prompts, as_json)
         raise
     if answers:

@@ -24,10 +24,12 @@ GROUPS = {
     "use": {
         "eval": ("pangu_ms.cli.eval", "held-out perplexity, compared with unigram and bigram models"),
         "generate": ("pangu_ms.cli.generate", "continue prompts from a checkpoint"),
+        "score": ("pangu_ms.cli.score", "log-probabilities of given continuations and texts"),
         "schedule": (
             "pangu_ms.cli.schedule",
             "compare policies of batching without a model; train predictors of the length of answers",
         ),
+        "quantize": ("pangu_ms.cli.quantize", "write a checkpoint with matrices in int8 or bfloat16, and compare both"),
         "export": ("pangu_ms.cli.export", "write and verify a MindIR package"),
         "run-mindir": ("pangu_ms.cli.run_mindir", "continue prompts from a MindIR package"),
         "convert": (

@@ -7,11 +7,13 @@ import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pangu_ms.core import runtime
 from pangu_ms.core.errors import ConfigError, GenerationError
 from pangu_ms.core.parser import NewDirectory, NewFile, Parser
 
 if TYPE_CHECKING:
     from pangu_ms.data.tokenizer import Tokenizer
+    from pangu_ms.infer.prompt_states import PromptStates
     from pangu_ms.infer.sampling import SamplingConfig
 
 Options = argparse.ArgumentParser | argparse._ArgumentGroup
@@ -244,6 +246,23 @@ def add_generation(parser: Parser) -> None:
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help=text)
 
 
+def add_threads(parser: Parser) -> None:
+    """Add --threads."""
+    text = "threads that compute on a CPU, in MindSpore's operators and our kernels (default: all processors)"
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help=text)
+
+
+def use_threads(args: argparse.Namespace) -> None:
+    """Do what --threads says.
+
+    Raises:
+        GenerationError: it is below 0.
+    """
+    if args.threads < 0:
+        raise GenerationError(f"--threads {args.threads}: must be at least 1, or 0 for the default")
+    runtime.use_threads(args.threads)
+
+
 def add_scheduling(parser: Parser) -> None:
     """Add how the engine shares its slots."""
     from pangu_ms.infer.scheduling.policies import POLICIES
@@ -257,8 +276,10 @@ def add_scheduling(parser: Parser) -> None:
     parser.add_argument("--no-prefix-cache", action="store_true", help=text)
 
 
-def scheduling(args: argparse.Namespace, tokenizer: "Tokenizer") -> dict[str, Any]:
-    """What `add_scheduling` asked for, as arguments of Generator."""
+def scheduling(
+    args: argparse.Namespace, tokenizer: "Tokenizer", states: "PromptStates | None" = None
+) -> dict[str, Any]:
+    """What `add_scheduling` asked for, as arguments of Generator; `states` is for a predictor that reads them."""
     from pangu_ms.infer.scheduling.length_predictors import load_predictor
     from pangu_ms.infer.scheduling.policies import POLICIES, Settings
 
@@ -267,7 +288,7 @@ def scheduling(args: argparse.Namespace, tokenizer: "Tokenizer") -> dict[str, An
             f"--length-predictor {args.length_predictor}: --scheduler {args.scheduler} does not use lengths; add one"
             " that does, such as --scheduler ljf, or leave it out"
         )
-    predictor = load_predictor(args.length_predictor, tokenizer) if args.length_predictor else None
+    predictor = load_predictor(args.length_predictor, tokenizer, states) if args.length_predictor else None
     scheduler = POLICIES[args.scheduler].make(Settings())
     return {"scheduler": scheduler, "predictor": predictor, "prefix_cache": not args.no_prefix_cache}
 

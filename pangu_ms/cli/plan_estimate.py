@@ -6,6 +6,7 @@ import shlex
 from argparse import Namespace
 from typing import Any
 
+from ascend_ops.packing import INPUTS
 from pangu_ms.cli import options
 from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
@@ -45,6 +46,8 @@ def build_parser() -> Parser:
     text = "with --serve: tokens of a sequence, prompt and continuation (default: model.seq_length)"
     parser.add_argument("--max-length", type=int, metavar="N", help=text)
     parser.add_argument("--chunk", type=int, metavar="N", help="with --serve: prompt tokens of a step (default: 64)")
+    text = "with --serve: dtype of packed or quantized matrices (default: float32 as they are)"
+    parser.add_argument("--weights", choices=tuple(INPUTS), help=text)
     options.add_json(parser)
     parser.set_defaults(run=_run)
     return parser
@@ -65,7 +68,7 @@ def chip_and_hbm(config: RunConfig, chip: str | None, hbm: str | None) -> tuple[
 
 
 def _run(args: Namespace) -> int:
-    given = [name for name in ("slots", "max_length", "chunk") if getattr(args, name) is not None]
+    given = [name for name in ("slots", "max_length", "chunk", "weights") if getattr(args, name) is not None]
     if given and not args.serve:
         option = f"--{given[0].replace('_', '-')}"
         raise PlanError(f"{option} {getattr(args, given[0])}: is an option of --serve; add --serve, or leave it out")
@@ -98,13 +101,14 @@ def _serve(args: Namespace, config: RunConfig) -> int:
             raise PlanError(f"{name} {value}: must be at least 1")
     if not 1 <= length <= most:
         raise PlanError(f"--max-length {length}: must be at least 1 and at most model.seq_length={most}")
-    memory = ServingMemory(config.model, slots, length, min(chunk, length))
+    memory = ServingMemory(config.model, slots, length, min(chunk, length), args.weights or "")
     chip, hbm = chip_and_hbm(config, args.chip, args.hbm)
     room, fits = memory.slots_in(hbm), memory.total_bytes <= hbm
     rows = [(f"  {line.name}", f"{line.bytes / GIB:.3f}", line.formula) for line in memory.lines()]
     rows.append(("  total", f"{memory.total_bytes / GIB:.3f}", ""))
     rows.append(("  one slot", f"{memory.slot_bytes / GIB:.3f}", ""))
-    heading = f"{args.config}: {slots} sequences of {length} tokens, {config.model.compute_dtype}"
+    packed = f", {args.weights} weights" if args.weights else ""
+    heading = f"{args.config}: {slots} sequences of {length} tokens, {config.model.compute_dtype}{packed}"
     text = "\n".join(
         [
             heading,

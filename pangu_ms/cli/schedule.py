@@ -5,6 +5,7 @@ from pangu_ms.core.parser import Parser
 
 ACTIONS = {
     "simulate": ("pangu_ms.cli.schedule_simulate", "compare policies on given lengths, at an equal budget of cache"),
+    "calibrate": ("pangu_ms.cli.schedule_calibrate", "measure what the steps of an engine cost on this machine"),
     "label": ("pangu_ms.cli.schedule_label", "make the lengths to predict, from answers at several temperatures"),
     "train-predictor": ("pangu_ms.cli.schedule_train_predictor", "train a predictor of lengths on labelled prompts"),
 }

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pangu_ms.cli import options
+from pangu_ms.core import runtime
 from pangu_ms.core.errors import ConfigError
 from pangu_ms.core.figure import new_figure, require_plot, write_figure
 from pangu_ms.core.parser import Parser
@@ -13,9 +14,11 @@ from pangu_ms.core.table import print_result, table_lines
 
 if TYPE_CHECKING:
     from pangu_ms.data.tokenizer import Tokenizer
+    from pangu_ms.infer.scheduling.length_predictors import Prompt
     from pangu_ms.infer.scheduling.lengths import Answer
     from pangu_ms.infer.scheduling.policies import Policy
-    from pangu_ms.infer.scheduling.simulator import Given, LinearCost, Rows
+    from pangu_ms.infer.scheduling.simulator import Cost, Given, Rows
+    from pangu_ms.infer.scheduling.step_costs import StepCosts
 
 DESCRIPTION = """Compare policies of batching on given lengths of answers, without a model: the schedulers of the engine
 decide, and a cost model tells the time. All policies have the same budget of cache tokens. A policy that gives
@@ -66,6 +69,8 @@ def _add_requests(parser: Parser) -> None:
         " (default: given if the file has them, otherwise noisy)"
     )
     parser.add_argument("--predictor", metavar="NAME", help=text)
+    text = "the model of a predictor that reads its states or asks it; its tokenizer is the default"
+    parser.add_argument("--checkpoint", type=Path, metavar="PATH", help=text)
     text = "tokenizer of a predictor that is a file; it also tells the lengths of prompts"
     options.add_tokenizer(parser, text, required=False)
     text = "Poisson arrivals per second (default: all requests are there at the beginning)"
@@ -78,9 +83,14 @@ def _add_engine(parser: Parser) -> None:
     )
     text = "cache tokens of all rows together (default: --slots times the longest request)"
     parser.add_argument("--budget", type=int, metavar="TOKENS", help=text)
-    parser.add_argument("--max-rows", type=int, default=256, metavar="N", help="most rows of a step")
-    parser.add_argument("--chunk", type=int, default=64, metavar="TOKENS", help="most prompt tokens of a step")
-    text = "seconds of a step, of each of its rows, and of each of its prompt tokens (may be left out: 0)"
+    text = "most rows of a step (default: 256, or those of the largest graph of --cost)"
+    parser.add_argument("--max-rows", type=int, metavar="N", help=text)
+    text = "most prompt tokens of a step (default: 64, or that of --cost)"
+    parser.add_argument("--chunk", type=int, metavar="TOKENS", help=text)
+    text = (
+        "seconds of a step, of each of its rows, and of each of its prompt tokens (may be left out: 0); or a file of"
+        " `pangu schedule calibrate`"
+    )
     parser.add_argument("--cost", default="1,0.004", metavar="A,B[,C]", help=text)
 
 
@@ -89,8 +99,10 @@ def _run(args: Namespace) -> int:
 
     if args.plot:
         require_plot(args.plot)
+    cost, measured = _cost(args.cost)
+    _complete(args, measured)
     _check(args)
-    cost, policies = _cost(args.cost), _policies(args.policy)
+    policies = _policies(args.policy)
     requests = _requests(args)
     slots, budget = _rows_of(args, requests)
     lengths = [given.new_tokens for given in requests]
@@ -129,16 +141,36 @@ def _check(args: Namespace) -> None:
         raise ConfigError(f"--max-rows {args.max_rows}: must be at least --slots {args.slots}; raise it")
 
 
-def _cost(text: str) -> "LinearCost":
+def _cost(text: str) -> "tuple[Cost, StepCosts | None]":
+    """The cost of --cost, and the file that it came from."""
+    from pangu_ms.infer.scheduling import step_costs
     from pangu_ms.infer.scheduling.simulator import LinearCost
 
     try:
         numbers = [float(number) for number in text.split(",")]
     except ValueError:
-        numbers = []
+        measured = step_costs.load(Path(text))
+        return measured.cost, measured
     if not (2 <= len(numbers) <= 3 and all(0 <= number < math.inf for number in numbers) and numbers[0] > 0):
         raise ConfigError(f"--cost {text}: must be two or three numbers from 0 up, the first above 0, as 1,0.004")
-    return LinearCost(*numbers)
+    return LinearCost(*numbers), None
+
+
+def _complete(args: Namespace, measured: "StepCosts | None") -> None:
+    """Give --max-rows and --chunk their defaults, which are those of the measured steps if there are some."""
+    largest = max(measured.cost.decode) if measured else 256
+    if args.max_rows is None:
+        args.max_rows = largest
+    if args.chunk is None:
+        args.chunk = measured.chunk if measured else 64
+    if not measured:
+        return
+    if args.chunk != measured.chunk:
+        raise ConfigError(f"--chunk {args.chunk}: {args.cost} was measured with {measured.chunk}; leave it out")
+    for option, rows in (("slots", args.slots), ("max-rows", args.max_rows)):
+        if rows > largest:
+            rule = f"the largest graph in {args.cost} has {largest} slots"
+            raise ConfigError(f"--{option} {rows}: {rule}; use at most {largest}, or calibrate with more --slots")
 
 
 def _policies(text: str) -> "dict[str, Policy]":
@@ -181,11 +213,17 @@ def _requests(args: Namespace) -> "list[Given]":
 def _tokenizer(args: Namespace, answers: "list[Answer]") -> "Tokenizer | None":
     from pangu_ms.data.tokenizer import Tokenizer
 
-    if not args.tokenizer:
+    if not args.tokenizer and not args.checkpoint:
         return None
     if not all(answer.prompt for answer in answers):
-        raise ConfigError(f"--tokenizer {args.tokenizer}: a length has no prompt; leave it out, or add the prompts")
-    return Tokenizer.load(args.tokenizer)
+        option = f"--tokenizer {args.tokenizer}" if args.tokenizer else f"--checkpoint {args.checkpoint}"
+        raise ConfigError(f"{option}: a length has no prompt; leave it out, or add the prompts")
+    if not args.checkpoint:
+        return Tokenizer.load(args.tokenizer)
+    from pangu_ms.checkpoint.store import open_checkpoint
+    from pangu_ms.infer.load import load_tokenizer
+
+    return load_tokenizer(open_checkpoint(args.checkpoint), args.tokenizer)
 
 
 def _predictions(
@@ -201,16 +239,40 @@ def _predictions(
         return given
     if kind not in MADE_UP:
         if not tokenizer:
-            rule = f"is none of given, {', '.join(MADE_UP)}; a file needs --tokenizer, and lengths with prompts"
+            rule = f"is none of given, {', '.join(MADE_UP)}; a file needs --tokenizer or --checkpoint, and prompts"
             raise ConfigError(f"--predictor {kind}: {rule}; correct it")
         prompts = [length_predictors.Prompt(ids, answer.template) for ids, answer in zip(encoded, answers)]
-        return length_predictors.load_predictor(Path(kind), tokenizer).predict(prompts)
+        return _of_file(args, Path(kind), tokenizer, prompts)
     true = [min(answer.tokens, args.max_new_tokens) for answer in answers]
     if kind == "constant":
         return [sum(true) / len(true)] * len(true)
     if kind == "noisy":
         return lengths.noisy(true, args.seed + 1, most=args.max_new_tokens).tolist()
     return lengths.shuffled(true, args.seed + 1).tolist() if kind == "shuffled" else [float(n) for n in true]
+
+
+def _of_file(args: Namespace, path: Path, tokenizer: "Tokenizer", prompts: "list[Prompt]") -> list[float]:
+    """What the predictor in a file says."""
+    from dataclasses import replace
+
+    from pangu_ms.infer.scheduling.length_predictors import OwnAnswer, load_predictor
+
+    if not args.checkpoint:
+        predictor = load_predictor(path, tokenizer)
+        if isinstance(predictor, OwnAnswer):
+            raise ConfigError(f"--predictor {path}: asks the model; name its checkpoint with --checkpoint")
+        return predictor.predict(prompts)
+    from pangu_ms.checkpoint.store import open_checkpoint
+    from pangu_ms.infer.load import load_questions
+    from pangu_ms.infer.prompt_states import PromptStates
+
+    runtime.quiet()
+    checkpoint = open_checkpoint(args.checkpoint)
+    predictor = load_predictor(path, tokenizer, PromptStates(checkpoint))
+    if isinstance(predictor, OwnAnswer):
+        ask = load_questions(checkpoint, predictor, [prompt.token_ids for prompt in prompts], tokenizer)
+        predictor = replace(predictor, ask=ask)
+    return predictor.predict(prompts)
 
 
 def _rows_of(args: Namespace, requests: "list[Given]") -> "tuple[Rows, Rows]":
@@ -229,14 +291,14 @@ def _rows_of(args: Namespace, requests: "list[Given]") -> "tuple[Rows, Rows]":
 
 
 def _simulate(
-    args: Namespace, policy: "Policy", requests: "list[Given]", cost: "LinearCost", slots: "Rows", budget: "Rows"
+    args: Namespace, policy: "Policy", requests: "list[Given]", cost: "Cost", slots: "Rows", budget: "Rows"
 ) -> dict[str, Any]:
     from dataclasses import replace
 
     from pangu_ms.infer.scheduling.policies import Settings
-    from pangu_ms.infer.scheduling.simulator import simulate
+    from pangu_ms.infer.scheduling.simulator import Work, simulate
 
-    step = cost(args.slots, 0)
+    step = cost(Work(args.slots))
     max_wait = 2000 * step if args.max_wait is None else args.max_wait
     scheduler = policy.make(Settings(max_wait, args.group_size, args.bin, args.margin, step))
     rows = {"slots": slots, "budget": budget, "any": replace(budget, budget_tokens=None)}[policy.rows]

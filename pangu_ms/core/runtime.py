@@ -64,6 +64,17 @@ def start(device: str) -> None:
     ms.set_context(mode=ms.GRAPH_MODE)
 
 
+def use_threads(number: int) -> None:
+    """Let MindSpore's CPU operators and our kernels compute on this many threads; 0 leaves both as they are. Call
+    before anything is computed in this process."""
+    if number:
+        import mindspore as ms
+
+        os.environ["ASCEND_OPS_NUM_THREADS"] = str(number)
+        # The threads within an operator, and those that run operators side by side.
+        ms.set_context(runtime_num_threads=number, inter_op_parallel_num=number)
+
+
 def _whole_number(name: str, default: int) -> int:
     """The value of an environment variable that a launcher sets."""
     value = os.environ.get(name, str(default))

@@ -15,6 +15,7 @@ from pangu_ms.checkpoint.model import load_model
 from pangu_ms.config.load import config_to_dict
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.compile_cache import cached_compile
+from pangu_ms.infer.packed_model import load_packed_model
 from pangu_ms.models.common.batch import Batch
 from pangu_ms.models.common.loss import TokenLoss, mean_loss, to_tensors
 
@@ -72,17 +73,23 @@ class Evaluator:
         """
         self.loss = TokenLoss(model)
         self.config = config
+        self.weights = ""  # dtype of packed weights
         self.no_dropout = Tensor(0, ms.int32)
         self.compiled = False
 
     @classmethod
     def load(cls, checkpoint: store.Checkpoint, config: RunConfig) -> "Evaluator":
-        """The checkpoint's model on the device and in the dtype that `config` says.
+        """The checkpoint's model on the device and in the dtype that `config` says. That of a quantized checkpoint
+        computes as it does in generation.
 
         Raises:
             CheckpointError: names or shapes of the tensors are not those of the checkpoint's configuration.
         """
-        return cls(load_model(checkpoint, config), config)
+        if not checkpoint.quantized:
+            return cls(load_model(checkpoint, config), config)
+        evaluator = cls(load_packed_model(checkpoint, config), config)
+        evaluator.weights = checkpoint.quantized
+        return evaluator
 
     def each(self, batches: Iterable[Batch]) -> Iterator[Score]:
         """Yield the score of each batch."""
@@ -117,6 +124,8 @@ class Evaluator:
             "batch_size": batch_size,
             "row_length": row_length,
         }
+        if self.weights:
+            identity["weights"] = self.weights
         return cached_compile(self.config.runtime.compile_cache, identity)
 
     def score(self, batches: Iterable[Batch], domains: Sequence[str] = ()) -> Score:

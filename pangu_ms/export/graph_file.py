@@ -18,13 +18,27 @@ NODE_TYPE, NODE_ATTRIBUTES = 4, (5, 8, 9)
 PRIMITIVE_TYPE, PRIMITIVE_ATTRIBUTES = 2, (3,)
 ATTRIBUTE_NAME, ATTRIBUTE_STRINGS, ATTRIBUTE_GRAPHS, ATTRIBUTE_VALUES = 1, (5, 9), (7, 13), 17
 INPUT_TENSOR = 2
-TENSOR_DIMS, TENSOR_NAME, TENSOR_EXTERNAL, EXTERNAL_LOCATION = 1, 7, 12, 1
+TENSOR_DIMS, TENSOR_NAME, TENSOR_DATA, TENSOR_EXTERNAL = 1, 7, 9, 12
+EXTERNAL_LOCATION, EXTERNAL_OFFSET, EXTERNAL_LENGTH = 1, 2, 3
 
 CODE = re.compile(r"Custom|PyFunc|PyExecute|PyInterpret|Dump|Summary|Print|HostCall")
 """Names of operators that run code from outside MindSpore or write files. A name may have a prefix."""
 REFERENCE = "REF::"
 """Prefix of a node's type that refers to one of the model's primitives; the type of that primitive is the operator's
 name."""
+KERNEL = re.compile(r"[A-Za-z]\w*", re.ASCII)
+"""Names of our kernels."""
+
+
+@dataclass(frozen=True)
+class External:
+    """Where the value of a parameter is that another file holds."""
+
+    location: str
+    """Path of the file, relative to that of the graph."""
+    offset: int
+    length: int
+    """Bytes."""
 
 
 @dataclass
@@ -39,15 +53,25 @@ class GraphFile:
     """Dimensions of each input."""
     parameters: dict[str, list[int]] = field(default_factory=dict)
     """Dimensions of each parameter."""
+    weights: dict[str, Bytes | External] = field(default_factory=dict)
+    """The value of each parameter that has one."""
+    library: str = ""
+    """Path of the only library that operators may call."""
+    kernels: set[str] = field(default_factory=set)
+    """The functions of `library` that operators call."""
 
     @classmethod
-    def read(cls, file: Bytes) -> "GraphFile":
+    def read(cls, file: Bytes, library: str = "") -> "GraphFile":
         """Read the bytes of a file.
+
+        Args:
+            file: the bytes.
+            library: path of a library whose functions operators may call; empty: of none.
 
         Raises:
             ValueError: the bytes are not a MindIR file.
         """
-        found = cls()
+        found = cls(library=library)
         for number, value in values(file):
             if number in (MODEL_GRAPH, MODEL_FUNCTIONS):
                 found._graph(content(value), number == MODEL_GRAPH)
@@ -69,15 +93,25 @@ class GraphFile:
     def _operator(self, operator: Bytes, type_number: int, attribute_numbers: tuple[int, ...]) -> None:
         names = [_text(value) for value in _all(operator, type_number)]
         attributes = [_attribute(content(value)) for number in attribute_numbers for value in _all(operator, number)]
-        functions: list[str] = []
-        for key, texts in attributes:
-            functions += texts if key == "func_name" else []
+        functions = [text for key, texts in attributes if key == "func_name" for text in texts]
+        kinds = [text for key, texts in attributes if key == "func_type" for text in texts]
         for name in names:  # a forged file may give the field several times
-            if CODE.search(name) and not name.startswith(REFERENCE):
+            if not CODE.search(name) or name.startswith(REFERENCE):
+                continue
+            if name == "Custom" and set(kinds) == {"aot"} and self._are_kernels(functions):
+                self.kernels |= {function.rpartition(":")[2] for function in functions}
+            else:
                 self.refused.append(" ".join([name, *functions]))
         for number in attribute_numbers:
             for attribute in _all(operator, number):
                 self._inner_graphs(content(attribute))
+
+    def _are_kernels(self, functions: list[str]) -> bool:
+        """Whether these are functions of `library`, which is to be called."""
+        if not self.library or not functions:
+            return False
+        of = [function.rpartition(":") for function in functions]
+        return all(path == self.library and KERNEL.fullmatch(name) for path, _, name in of)
 
     def _inner_graphs(self, attribute: Bytes) -> None:
         for number, value in values(attribute):
@@ -87,10 +121,15 @@ class GraphFile:
                 self._inner_graphs(content(value))
 
     def _parameter(self, tensor: Bytes) -> None:
-        for name in _all(tensor, TENSOR_NAME):
-            self.parameters[_text(name).rpartition(":")[2]] = _dims(tensor)
-        for external in _all(tensor, TENSOR_EXTERNAL):
-            self.locations |= set(map(_text, _all(content(external), EXTERNAL_LOCATION)))
+        externals = [content(external) for external in _all(tensor, TENSOR_EXTERNAL)]
+        for external in externals:
+            self.locations |= set(map(_text, _all(external, EXTERNAL_LOCATION)))
+        data: list[Bytes | External] = [content(value) for value in _all(tensor, TENSOR_DATA)]
+        data += [_external(external) for external in externals]
+        for name in map(_text, _all(tensor, TENSOR_NAME)):
+            self.parameters[name.rpartition(":")[2]] = _dims(tensor)
+            if data:
+                self.weights[name.rpartition(":")[2]] = data[-1]
 
 
 def _attribute(attribute: Bytes) -> tuple[str, list[str]]:
@@ -100,6 +139,12 @@ def _attribute(attribute: Bytes) -> tuple[str, list[str]]:
     for field_number in ATTRIBUTE_STRINGS:
         texts += map(_text, _all(attribute, field_number))
     return names[-1] if names else "", texts
+
+
+def _external(external: Bytes) -> External:
+    location = "".join(map(_text, _all(external, EXTERNAL_LOCATION)))
+    offset, length = (sum(map(signed, _all(external, number))) for number in (EXTERNAL_OFFSET, EXTERNAL_LENGTH))
+    return External(location, offset, length)
 
 
 def _all(message: Bytes, wanted: int) -> Iterator[int | Bytes]:

@@ -2,6 +2,7 @@
 
     model.mindir        prefill and cached decoding over one copy of the weights; above 1 GB of weights
                         model_graph.mindir and model_variables/ instead
+    kernels/            for a CPU: the same graph with our kernels, without weights, and their sources; see kernels.py
     tokenizer/          SentencePiece model and its settings, or Hugging Face's files
     run.pyz             the runner: `python run.pyz --prompt ...`
     requirements.txt    the Python packages that run.pyz needs: pip install -r requirements.txt
@@ -10,25 +11,34 @@
 
 The hashes detect accidents: files that were truncated, altered or mixed up. They do not stop an attacker, who can
 compute new ones; the signature does. Signed or not, a package is refused if its graph would make MindSpore open a
-library, run Python or write files; see graph_file.py.
+library, run Python or write files; see graph_file.py. The graph in kernels/ is read only where the user allows it.
 """
 
 import dataclasses
+import logging
 import mmap
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
+from ascend_ops.errors import OperatorError
 from pangu_ms.core import format_version, small_json
 from pangu_ms.core.errors import ExportError
 from pangu_ms.core.files import sha256_file, sha256_json
+from pangu_ms.core.protobuf import Bytes
 from pangu_ms.data.tokenizer import Tokenizer
-from pangu_ms.export.graph_file import GraphFile
+from pangu_ms.export import kernels
+from pangu_ms.export.graph_file import External, GraphFile
+from pangu_ms.export.kernels import Kernels
 from pangu_ms.export.signature import SIGNATURE, require_signed
 from pangu_ms.infer.decoder import Decoder, GraphShape
 from pangu_ms.infer.domains import Domains
 
+log = logging.getLogger(__name__)
 FORMAT_VERSION = 2
 """In version 1 the graph appended a chunk to every sequence of a batch."""
 MANIFEST = "manifest.json"
@@ -167,42 +177,106 @@ class Package:
                 " export it with the key"
             )
 
-    def decoder(self, key: bytes | None = None) -> Decoder:
+    @property
+    def kernels(self) -> Kernels | None:
+        """The sources of its kernels, if it has some."""
+        return Kernels.read(self.path, self.manifest["files"])
+
+    def decoder(self, key: bytes | None = None, allow_kernels: bool = False) -> Decoder:
         """Check the graph (see `require_harmless`), and load it into MindSpore.
 
         Args:
             key: the AES key of an encrypted package, else None.
+            allow_kernels: whether the package's kernels, if it has some, may be compiled and run; where that is not
+                possible, a warning says so.
 
         Raises:
             ExportError: the key is missing, wrong or not needed; the graph would load a library, run Python, or read or
                 write other files; or the shapes of the graph are not those of the manifest.
         """
+        if allow_kernels and self.kernels:
+            try:
+                return self.decoder_with_kernels(key)
+            except OperatorError as error:
+                log.warning("%s. Until then the package runs MindSpore's own operators, which are slower.", error)
+        self.require_key(key)
+        self.require_harmless(key)
+        return self._decoder(self._load(self._graph(), key))
+
+    def decoder_with_kernels(self, key: bytes | None = None) -> Decoder:
+        """As `decoder`, for the graph that calls the package's kernels, which are compiled unless their library exists.
+
+        Raises:
+            ExportError: see `decoder`.
+            OperatorError: the kernels cannot be compiled or run here.
+        """
+        self.require_key(key)
+        mode, graph = self.manifest["encryption"], self.path / kernels.GRAPH
+        if not self.kernels or self.manifest["target"] != "CPU":
+            raise OperatorError(f"{self.path}: has no kernels for a CPU; export it on one with this version")
+        weights = self.require_harmless(key).weights
+        library = self.kernels.build()
+        import mindspore as ms  # noqa: F401 - it loads the oneDNN that kernels look for
+
+        model = kernels.with_library(_content(graph, key, mode), kernels.PLACE, str(library))
+        found = self._harmless(graph, model, str(library))
+        kernels.require_onednn(library, found.kernels)
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / "graph.mindir"
+            file.write_bytes(encrypted(model, key, mode))
+            cell = self._load(file, key)
+        self._fill(cell, weights, key)
+        return self._decoder(cell)
+
+    def _load(self, graph: Path, key: bytes | None) -> Any:
+        """The cell of a MindIR file."""
         import mindspore as ms
         from mindspore import nn
 
-        self.require_key(key)
-        mode, graph = self.manifest["encryption"], self._graph()
-        self.require_harmless(key)
+        mode = self.manifest["encryption"]
         try:
-            loaded = ms.load(str(graph), **({"dec_key": key, "dec_mode": mode} if mode else {}))
+            return nn.GraphCell(ms.load(str(graph), **({"dec_key": key, "dec_mode": mode} if mode else {})))
         except RuntimeError as error:
             reason = str(error).strip().partition("\n")[0]
             raise ExportError(
                 f"{graph}: MindSpore {ms.__version__} cannot load it ({reason}); export it again with this version"
             ) from error
-        graph = nn.GraphCell(loaded)
-        caches = [parameter for parameter in graph.get_parameters() if parameter.name.endswith(CACHES)]
-        return Decoder(graph, self.shape, self.domains, caches)
+
+    def _decoder(self, cell: Any) -> Decoder:
+        caches = [parameter for parameter in cell.get_parameters() if parameter.name.endswith(CACHES)]
+        return Decoder(cell, self.shape, self.domains, caches)
+
+    def _fill(self, cell: Any, weights: dict[str, Bytes | External], key: bytes | None) -> None:
+        """Give the parameters of a graph without weights the values that another graph has."""
+        opened: dict[str, Bytes] = {}
+        for parameter in cell.get_parameters():
+            value = weights.get(parameter.name, b"")
+            if isinstance(value, External):
+                if value.location not in opened:
+                    file = self.path / value.location
+                    opened[value.location] = _content(file, key, self.manifest["encryption"])
+                value = opened[value.location][value.offset : value.offset + value.length]
+            array = parameter.asnumpy()  # the parameter's own memory, not a copy
+            if len(value) != array.nbytes:
+                raise ExportError(
+                    f"{self.path / kernels.GRAPH}: its parameter {parameter.name} has not the size that it has in"
+                    f" {self._graph().name}; the package is refused; export again"
+                )
+            array.reshape(-1).view(np.uint8)[:] = np.frombuffer(value, np.uint8)
 
     def _graph(self) -> Path:
         return next(self.path / name for name in GRAPH_NAMES if name in self.manifest["files"])
 
-    def require_harmless(self, key: bytes | None = None) -> None:
+    def require_harmless(self, key: bytes | None = None) -> GraphFile:
         """Raise ExportError unless the graph only computes, has the shapes of the manifest, and uses the weights of the
-        package."""
+        package. Returns the graph."""
         graph = self._graph()
+        return self._harmless(graph, _content(graph, key, self.manifest["encryption"]))
+
+    def _harmless(self, graph: Path, content: Bytes, library: str = "") -> GraphFile:
+        """See `require_harmless`; operators may call `library`."""
         try:
-            found = GraphFile.read(_content(graph, key, self.manifest["encryption"]))
+            found = GraphFile.read(content, library)
         except ExportError:  # a ValueError, too; its message is ready for the user
             raise
         except (ValueError, RecursionError) as error:
@@ -223,6 +297,16 @@ class Package:
                 f"{self.path / MANIFEST}: graph={self.manifest['graph']}: the graph itself has other shapes; the"
                 " package is refused; export again"
             )
+        return found
+
+
+def encrypted(content: bytes, key: bytes | None, mode: str) -> bytes:
+    """The bytes of a file, as MindSpore encrypts them; without a key as they are."""
+    if key is None:
+        return content
+    from mindspore._c_expression import _encrypt
+
+    return _encrypt(content, len(content), key, len(key), mode)
 
 
 def _content(graph: Path, key: bytes | None, mode: str) -> memoryview:

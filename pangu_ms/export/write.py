@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 import zipapp
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,25 +20,24 @@ from mindspore import Tensor
 
 import ascend_ops
 import pangu_ms
+from ascend_ops import library
 from pangu_ms import __version__
+from pangu_ms.checkpoint.quantized import not_rounded
 from pangu_ms.checkpoint.store import Checkpoint
 from pangu_ms.config.load import config_to_dict
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import files, runtime
 from pangu_ms.core.errors import ExportError
 from pangu_ms.core.isolated import python_command, python_environment
-from pangu_ms.export.package import (
-    FORMAT_VERSION,
-    MANIFEST,
-    file_entries,
-    read_key,
-    sealed,
-)
-from pangu_ms.export.replay import digest
+from pangu_ms.export import kernels
+from pangu_ms.export.graph_file import GraphFile
+from pangu_ms.export.package import FORMAT_VERSION, MANIFEST, encrypted, file_entries, read_key, sealed
+from pangu_ms.export.replay import digest, read_replay
 from pangu_ms.export.signature import SIGNATURE, read_signing_key, sign
 from pangu_ms.infer.cached_model import CachedModel
 from pangu_ms.infer.decoder import Decoder, GraphShape
-from pangu_ms.infer.load import domains_of, load_decoder, load_tokenizer
+from pangu_ms.infer.load import domains_of, load_decoder, load_tokenizer, weights_of
+from pangu_ms.infer.packed_model import PackedMatrix
 from pangu_ms.models.common.config import ModelConfig
 
 RUNNER_PACKAGES = ("mindspore", "numpy", "tqdm")
@@ -48,9 +47,17 @@ VERIFIED_STEPS = 32
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 2e-1}
 """Largest accepted difference of a logit, by compute dtype. On a CPU the checkpoint runs our own kernels, and the
 package runs MindSpore's operators, which round differently."""
+INT8_TOLERANCE = 0.5
+"""The same for MindSpore's operators with int8, in standard deviations of the logits: where two graphs round an
+activation to different integers, they go on apart by what int8 itself is wrong by. A wrong graph is above 4."""
 ENCRYPTION_MODE = "AES-GCM"
 # All modules that running a package needs. None is model code: `models`, `config`, `train` and `checkpoint` stay out.
 RUNNER_MODULES = (
+    "ascend_ops/__init__.py",
+    "ascend_ops/cache.py",
+    "ascend_ops/errors.py",
+    "ascend_ops/library.py",
+    "ascend_ops/table.py",
     "pangu_ms/__init__.py",
     "pangu_ms/cli/__init__.py",
     "pangu_ms/cli/generate.py",
@@ -78,6 +85,7 @@ RUNNER_MODULES = (
     "pangu_ms/data/tokenizer.py",
     "pangu_ms/export/__init__.py",
     "pangu_ms/export/graph_file.py",
+    "pangu_ms/export/kernels.py",
     "pangu_ms/export/package.py",
     "pangu_ms/export/signature.py",
     "pangu_ms/infer/__init__.py",
@@ -89,6 +97,7 @@ RUNNER_MODULES = (
     "pangu_ms/infer/engine.py",
     "pangu_ms/infer/generate.py",
     "pangu_ms/infer/prefix_cache.py",
+    "pangu_ms/infer/questions.py",
     "pangu_ms/infer/sampling.py",
     "pangu_ms/infer/scheduling/__init__.py",
     "pangu_ms/infer/scheduling/continuous.py",
@@ -108,6 +117,8 @@ def export_package(
     tokenizer: Path | str | None = None,
     config: RunConfig | None = None,
     sign_key: Path | None = None,
+    weights: str = "",
+    with_kernels: bool = True,
 ) -> dict[str, Any]:
     """Write a package atomically, after it was verified in a separate process.
 
@@ -119,6 +130,8 @@ def export_package(
         tokenizer: path of a tokenizer to use instead of the checkpoint's.
         config: device and compute dtype to use instead of the checkpoint's.
         sign_key: PEM file of a private key to sign the manifest with.
+        weights: dtype of packed weights, see infer/packed_model.py; empty: they are not packed.
+        with_kernels: whether the package gets our kernels' sources and a graph that calls them, if it is for a CPU.
 
     Returns:
         The manifest.
@@ -130,31 +143,39 @@ def export_package(
     config = config or checkpoint.config()
     runtime.start(config.runtime.device)
     key, loaded_tokenizer = read_key(key_file), load_tokenizer(checkpoint, tokenizer)
+    weights = weights_of(checkpoint, weights)
     if sign_key:
         read_signing_key(sign_key)  # an unusable key fails here, before the slow export
-    decoder = load_decoder(checkpoint, shape, config)
+    decoder = load_decoder(checkpoint, shape, config, weights)
     assert isinstance(decoder.graph, CachedModel), "load_decoder builds one"
     # The trial runs before the export, which could change the model.
     trial = Trial.run(decoder, config.model.vocab_size)
+    cells = [cell for _, cell in decoder.graph.model.cells_and_names() if isinstance(cell, PackedMatrix)]
+    packed = {parameter.name: digest(parameter.asnumpy()) for cell in cells for parameter in cell.made()}
+    held = {name for cell in cells for name in cell.sources}
     with files.new_directory(output) as directory:
         write_graph(decoder.graph, shape, directory, key, bool(decoder.domains.names))
+        if with_kernels and config.runtime.device == "CPU":
+            write_kernels(decoder.graph, shape, directory, key, bool(decoder.domains.names))
         loaded_tokenizer.save(directory / "tokenizer")
         write_runner(directory / "run.pyz")
         needed = (*RUNNER_PACKAGES, *loaded_tokenizer.packages)
         files.write_text(
             directory / "requirements.txt", "".join(f"{name}=={metadata.version(name)}\n" for name in needed)
         )
-        manifest = _description(checkpoint, config, shape, ENCRYPTION_MODE if key else "")
+        manifest = _description(checkpoint, config, shape, ENCRYPTION_MODE if key else "", weights)
         manifest["files"] = file_entries(directory)
         files.write_json(directory / MANIFEST, sealed(manifest))  # the verifying process opens the package with it
-        manifest["verified"] = verify(trial, checkpoint, directory, config.model, key_file)
+        manifest["verified"] = verify(trial, checkpoint, directory, config.model, key_file, packed, held, weights)
         files.write_json(directory / MANIFEST, sealed(manifest))
         if sign_key:
             files.write_bytes(directory / SIGNATURE, sign((directory / MANIFEST).read_bytes(), sign_key))
     return manifest
 
 
-def _description(checkpoint: Checkpoint, config: RunConfig, shape: GraphShape, encryption: str) -> dict[str, Any]:
+def _description(
+    checkpoint: Checkpoint, config: RunConfig, shape: GraphShape, encryption: str, weights: str
+) -> dict[str, Any]:
     """The manifest of a package without its files."""
     batch_size, vocab_size, domains = shape.batch_size, config.model.vocab_size, domains_of(config.model)
     description: dict[str, Any] = {
@@ -172,6 +193,7 @@ def _description(checkpoint: Checkpoint, config: RunConfig, shape: GraphShape, e
         "outputs": {"logits": ["float32", [batch_size, vocab_size]]},
         "encryption": encryption,
         "target": config.runtime.device,
+        "weights": weights,
         "versions": {"pangu_ms": __version__, "mindspore": metadata.version("mindspore")},
         "checkpoint": {
             "step": checkpoint.step,
@@ -188,18 +210,14 @@ def write_graph(
     graph: CachedModel, shape: GraphShape, directory: Path, key: bytes | None, has_domains: bool = False
 ) -> None:
     """Write model.mindir for the static shapes; above 1 GB MindSpore splits it into a graph and files of weights."""
-    ids, slots = np.zeros(shape.batch_size + shape.chunk, np.int32), np.zeros(shape.batch_size, np.int32)
     encryption = {"enc_key": key, "enc_mode": ENCRYPTION_MODE} if key else {}
     # The file stores the content of the caches. They are set to zero, so that it reveals no earlier prompts.
     for cache in graph.caches():
         cache.set_data(Tensor(np.zeros(cache.shape, cache.asnumpy().dtype)))
-    inputs = [Tensor(array) for array in (ids, ids, slots, np.zeros(1, np.int32), np.bool_(True))]
-    if has_domains:
-        inputs.append(Tensor(slots))
     try:
         # PORTABLE: a graph refers to our own kernels by the path of this machine's library.
         with ascend_ops.use(ascend_ops.PORTABLE), plain_name(directory) as plain:
-            ms.export(graph, *inputs, file_name=f"{plain}/model", file_format="MINDIR", **encryption)
+            _export(graph, shape, has_domains, f"{plain}/model", **encryption)
     except RuntimeError as error:
         free = shutil.disk_usage(directory).free
         if free < 64 << 20:  # MindSpore hides the system's error: little free space is the only sign of a full disk
@@ -207,6 +225,37 @@ def write_graph(
         raise
     for path in directory.rglob("model*"):
         path.chmod(0o755 if path.is_dir() else 0o644)  # MindSpore makes them readable for their owner only
+
+
+def _export(graph: CachedModel, shape: GraphShape, has_domains: bool, file: str, **options: Any) -> None:
+    """`ms.export` with inputs of the graph's shapes."""
+    # MindSpore would take what it compiled for an earlier export, perhaps with another backend.
+    graph.compile_cache.difference_update([phase for phase in graph.compile_cache if "export.mindir" in phase])
+    ids, slots = np.zeros(shape.batch_size + shape.chunk, np.int32), np.zeros(shape.batch_size, np.int32)
+    arrays = [ids, ids, slots, np.zeros(1, np.int32), np.bool_(True)] + [slots] * has_domains
+    ms.export(graph, *map(Tensor, arrays), file_name=file, file_format="MINDIR", **options)
+
+
+def write_kernels(
+    graph: CachedModel, shape: GraphShape, directory: Path, key: bytes | None, has_domains: bool = False
+) -> None:
+    """Write the graph that calls our kernels, and their sources; nothing where no operator uses a kernel."""
+    if all(choice.backend != "cpu" for choice in ascend_ops.explain().values()):
+        return
+    models: list[bytes] = []
+
+    def take(model: Any) -> None:  # before MindSpore adds the weights, which are in the other graph
+        models.append(model.SerializeToString())
+        del model.graph.parameter[:]
+
+    with tempfile.TemporaryDirectory() as scratch, plain_name(Path(scratch)) as plain:
+        _export(graph, shape, has_domains, f"{plain}/x", custom_func=take)
+    model = kernels.with_library(models[0], str(library.build()), kernels.PLACE)
+    assert GraphFile.read(model, kernels.PLACE).kernels, "a graph with our operators calls kernels"
+    (directory / kernels.DIRECTORY).mkdir()
+    files.write_bytes(directory / kernels.GRAPH, encrypted(model, key, ENCRYPTION_MODE))
+    for name, text in library.sources().items():
+        files.write_text(directory / kernels.DIRECTORY / name, text)
 
 
 @contextlib.contextmanager
@@ -277,43 +326,70 @@ class Trial:
 
 
 def verify(
-    trial: Trial, checkpoint: Checkpoint, directory: Path, model: ModelConfig, key_file: Path | None
+    trial: Trial,
+    checkpoint: Checkpoint,
+    directory: Path,
+    model: ModelConfig,
+    key_file: Path | None,
+    packed: dict[str, str],
+    held: Container[str],
+    weights: str,
 ) -> dict[str, float]:
     """Compare a package with the checkpoint: each weight, bit for bit, and the logits of the trial. The package runs in
     a separate process.
 
+    Args:
+        trial: what the checkpoint computed.
+        checkpoint: the weights.
+        directory: the package.
+        model: its configuration.
+        key_file: of an encrypted package.
+        packed: digests of the weights that are not as in the checkpoint, by name.
+        held: names of the checkpoint's tensors that these hold.
+        weights: dtype of those.
+
     Raises:
         ExportError: a weight is missing or differs, or the difference of a logit exceeds the tolerance.
     """
-    actual, found = replay_in_fresh_process(directory, trial, key_file)
     dtypes = {name: spec.dtype for name, spec in model.parameters().items()}
     # A checkpoint may store a narrower dtype than the graph's, such as float16.
-    wrong = [name for name, array in checkpoint.each() if found.get(name) != digest(array.astype(dtypes[name]))]
-    if wrong:
-        raise ExportError(
-            f"{directory}: the exported graph does not hold the checkpoint's {wrong[0]} ({len(wrong)} such weights);"
-            " not exported"
-        )
-    difference = float(np.abs(actual - trial.expected).max())
-    # `not <=` instead of `>` also refuses NaN.
-    if not difference <= TOLERANCE[model.compute_dtype]:
-        raise ExportError(
-            f"{directory}: the exported graph's logits differ by {difference:.3g}; at most"
-            f" {TOLERANCE[model.compute_dtype]:g} is right; not exported"
-        )
-    return {
+    expected = {name: digest(array.astype(dtypes[name])) for name, array in not_rounded(checkpoint) if name not in held}
+    expected |= packed
+    differences, deviation = {}, float(trial.expected.std())
+    for graph, (actual, found) in replay_in_fresh_process(directory, trial, key_file).items():
+        wrong = [name for name, value in expected.items() if found.get(name) != value]
+        if wrong:
+            raise ExportError(
+                f"{directory}: the exported graph does not hold the checkpoint's {wrong[0]} ({len(wrong)} such"
+                " weights); not exported"
+            )
+        differences[graph] = float(np.abs(actual - trial.expected).max())
+        loose = weights == "int8" and graph != kernels.DIRECTORY
+        most = INT8_TOLERANCE * deviation if loose else TOLERANCE[model.compute_dtype]
+        if not differences[graph] <= most:  # `not <=` instead of `>` also refuses NaN
+            raise ExportError(
+                f"{directory}: the exported graph's logits differ by {differences[graph]:.3g}; at most {most:.3g} is"
+                " right; not exported"
+            )
+    verified = {
         "steps": len(trial.tokens),
         "weights": len(dtypes),
-        "max_difference": difference,
-        "logit_deviation": float(trial.expected.std()),
+        "max_difference": differences[""],
+        "logit_deviation": deviation,
     }
+    if kernels.DIRECTORY in differences:
+        verified["max_difference_with_kernels"] = differences[kernels.DIRECTORY]
+    return verified
 
 
-def replay_in_fresh_process(directory: Path, trial: Trial, key_file: Path | None) -> tuple[np.ndarray, dict[str, str]]:
+def replay_in_fresh_process(
+    directory: Path, trial: Trial, key_file: Path | None
+) -> dict[str, tuple[np.ndarray, dict[str, str]]]:
     """Run a trial's tokens in a new process, which gets the package but not the checkpoint.
 
     Returns:
-        Logits as in `Trial.expected`, and the digest of each parameter by name.
+        For the graph "" and, if the package has one, that with `kernels`: logits as in `Trial.expected`, and the digest
+        of each parameter by name.
     """
     with tempfile.TemporaryDirectory() as scratch:
         request, answer = Path(scratch) / "tokens.npz", Path(scratch) / "answer.npz"
@@ -328,5 +404,4 @@ def replay_in_fresh_process(directory: Path, trial: Trial, key_file: Path | None
                 f"{directory}: the exported graph does not run:"
                 f" {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
             )
-        found = np.load(answer)
-        return found["logits"], dict(zip(found["names"].tolist(), found["digests"].tolist()))
+        return read_replay(answer)

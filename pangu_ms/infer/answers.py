@@ -1,4 +1,4 @@
-"""A file of answers that is written as continuations end, and that a later process goes on with."""
+"""Files of answers or scores that are written as these end, and that a later process goes on with."""
 
 import dataclasses
 import fcntl
@@ -8,45 +8,51 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from pangu_ms.core import files, small_json
 from pangu_ms.core.errors import GenerationError
 from pangu_ms.infer.generate import Generation, Prompt
 
 log = logging.getLogger(__name__)
-Key = tuple[int, int]
-"""Index of a prompt, and number of its sample."""
+Itself = TypeVar("Itself", bound="ResultFile")
+Key = tuple[int, ...]
+"""Numbers of a result: those of a prompt and its sample, or of an item."""
 
 
-class AnswerFile:
-    """The answers to prompts, a line of JSON each; a context manager, at whose end the file is complete or waits for
-    the next process.
+class ResultFile:
+    """Results, a line of JSON each; a context manager, at whose end the file is complete or waits for the next process.
 
     Until all are there, they are appended to PATH.part in the order in which they end; its first line says what they
-    are answers to. Then PATH is written as a whole, in the order of the prompts. One process at a time holds PATH.part
-    by a lock, which the kernel drops when the process dies.
+    are results of. Then PATH is written as a whole, in the order of the keys. One process at a time holds PATH.part by
+    a lock, which the kernel drops when the process dies.
     """
 
-    def __init__(self, path: Path, prompts: Sequence[Prompt], model: str):
+    def __init__(
+        self,
+        path: Path,
+        wanted: Sequence[Key],
+        header: dict[str, str],
+        fields: Sequence[str],
+        called: tuple[str, str] = ("answers", "prompts"),
+    ):
         """Begin the file, or go on with it.
 
         Args:
             path: the file; directories above it are made.
-            prompts: what is answered.
-            model: what identifies the model and how it computes.
+            wanted: the keys of all results.
+            header: hashes of all that they depend on.
+            fields: where a line has its key.
+            called: what the results are, and of what, for messages.
 
         Raises:
             OutputError: `path` exists or cannot be written.
-            GenerationError: PATH.part has answers to other prompts or of another model, is no such file, or belongs to
-                a process that runs.
+            GenerationError: PATH.part has results of others or of another model, is no such file, or belongs to a
+                process that runs.
         """
-        self.prompts = prompts
         self.path, self.part = path, path.with_name(f"{path.name}.part")
-        self.wanted = [(i, sample) for i, prompt in enumerate(prompts) for sample in range(prompt.sampling.num_samples)]
-        self.lines: dict[Key, dict[str, Any]] = {}
-        described = [dataclasses.asdict(prompt) for prompt in prompts]
-        self._header = {"model": model, "prompts": files.sha256_json(described)}
+        self.wanted, self.lines = list(wanted), dict[Key, dict[str, Any]]()
+        self._header, self._fields, self._called = header, fields, called
         self._file = self._open()
         try:
             self._read()
@@ -54,7 +60,7 @@ class AnswerFile:
             self._file.close()
             raise
 
-    def __enter__(self) -> "AnswerFile":
+    def __enter__(self: Itself) -> Itself:
         return self
 
     def __exit__(
@@ -78,15 +84,17 @@ class AnswerFile:
         """The answers that are not there yet."""
         return set(self.wanted) - self.lines.keys()
 
-    def add(self, index: int, sample: int, generation: Generation) -> None:
-        """Add an answer; it is on the disk when this returns.
+    def add_line(self, line: dict[str, Any]) -> None:
+        """Add a result; it is on the disk when this returns.
 
         Raises:
             OutputError: the disk is full, or it is not allowed to write there.
         """
-        line = answer(index, sample, generation, self.prompts[index])
         self._write(line)
-        self.lines[index, sample] = line
+        self.lines[self._key(line)] = line
+
+    def _key(self, line: dict[str, Any]) -> Key:
+        return tuple(line[name] for name in self._fields)
 
     def _open(self) -> Any:
         """PATH.part, locked."""
@@ -130,8 +138,9 @@ class AnswerFile:
             raise self._no_answers()
         try:
             header, *lines = [small_json.parse_object(line) for line in content[:whole].splitlines()] or [self._header]
-            self.lines = {(line["index"], line["sample"]): line for line in lines}
-            header["model"], header["prompts"]
+            self.lines = {self._key(line): line for line in lines}
+            if not header.keys() >= self._header.keys():
+                raise KeyError
         except (ValueError, KeyError, TypeError):
             raise self._no_answers() from None
         if not self.lines:
@@ -139,14 +148,29 @@ class AnswerFile:
             self._write(self._header)
         elif header != self._header:
             raise GenerationError(
-                f"{self.part}: has answers to other prompts or settings, or of another model; give the same ones to go"
-                " on, remove it, or name another --output"
+                f"{self.part}: has {self._called[0]} to other {self._called[1]} or settings, or of another model; give"
+                " the same ones to go on, remove it, or name another --output"
             )
         else:
             self._file.truncate(whole)
 
     def _no_answers(self) -> GenerationError:
-        return GenerationError(f"{self.part}: holds no answers; remove it, or name another --output")
+        return GenerationError(f"{self.part}: holds no {self._called[0]}; remove it, or name another --output")
+
+
+class AnswerFile(ResultFile):
+    """The answers to prompts."""
+
+    def __init__(self, path: Path, prompts: Sequence[Prompt], model: str):
+        """See ResultFile; `model` is what identifies the model and how it computes."""
+        self.prompts = prompts
+        wanted = [(i, sample) for i, prompt in enumerate(prompts) for sample in range(prompt.sampling.num_samples)]
+        header = {"model": model, "prompts": files.sha256_json([dataclasses.asdict(prompt) for prompt in prompts])}
+        super().__init__(path, wanted, header, ("index", "sample"))
+
+    def add(self, index: int, sample: int, generation: Generation) -> None:
+        """See `add_line`."""
+        self.add_line(answer(index, sample, generation, self.prompts[index]))
 
 
 def _line(value: dict[str, Any]) -> bytes:
@@ -155,8 +179,10 @@ def _line(value: dict[str, Any]) -> bytes:
 
 
 def answer(index: int, sample: int, generation: Generation, prompt: Prompt) -> dict[str, Any]:
-    """A continuation as JSON: the prompt's id if it has one, log-probabilities if they were asked for."""
+    """A continuation as JSON: the prompt's id and template if it has them, log-probabilities if they were asked for."""
     fields = {"index": index, "sample": sample} | dataclasses.asdict(generation)
     if not generation.logprobs:
         del fields["logprobs"]
+    if prompt.template:
+        fields["template"] = prompt.template
     return fields if prompt.id is None else {"id": prompt.id} | fields

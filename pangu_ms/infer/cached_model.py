@@ -22,9 +22,9 @@ class CachedModel(nn.Cell):
     def __init__(self, config: ModelConfig, cache: CacheShape):
         super().__init__(auto_prefix=False)  # parameters keep the names that they have in checkpoints
         self.model = build_model(config, cache)
-        self.num_slots, self.capacity = cache.num_slots, cache.capacity
+        self.num_slots = cache.num_slots
         self.slots_S = Tensor(np.arange(cache.num_slots, dtype=np.int32))
-        self.concat, self.pick, self.minimum, self.maximum = ops.Concat(), ops.Gather(), ops.Minimum(), ops.Maximum()
+        self.concat, self.pick, self.maximum = ops.Concat(), ops.Gather(), ops.Maximum()
         self.set_train(False)
 
     def construct(self, ids_N, positions_N, last_S, chunk_slot_1, with_chunk, *extra):
@@ -51,12 +51,11 @@ class CachedModel(nn.Cell):
 
     def append(self, ids_N, positions_N, last_S, chunk_slot_1, extra):
         """`construct`, for S or S + P rows."""
-        slots_N, length = self.slots_S, ids_N.shape[0]
-        if length > self.num_slots:
-            slots_N = self.concat((slots_N, chunk_slot_1.broadcast_to((length - self.num_slots,))))
-        row_in_slot_N = ops.select(positions_N < 0, self.capacity, positions_N)
-        rows_N1 = (slots_N * (self.capacity + 1) + row_in_slot_N).reshape(-1, 1)
-        places = (self.maximum(positions_N, 0).reshape(-1, 1), rows_N1, chunk_slot_1)
+        slots_N, num_chunk = self.slots_S, ids_N.shape[0] - self.num_slots
+        if num_chunk:
+            slots_N = self.concat((slots_N, chunk_slot_1.broadcast_to((num_chunk,))))
+        own_slots_N = ops.select(positions_N < 0, -1, slots_N)
+        places = (self.maximum(positions_N, 0).reshape(-1, 1), own_slots_N.reshape(-1, 1))
         extra_N = ()
         for value_S in extra:
             extra_N += (self.pick(value_S, slots_N, 0),)

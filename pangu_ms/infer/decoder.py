@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pangu_ms.core.compiled_graph import repeated_call
 from pangu_ms.core.errors import GenerationError
 from pangu_ms.infer.domains import NO_DOMAINS, Domains
 
@@ -88,6 +89,7 @@ class Decoder:
             caches: the parameters of `graph` that hold keys and values, slot after slot.
         """
         self.graph, self.shape, self.domains, self.caches = graph, shape, domains, caches
+        self._repeat: Callable[..., Any] | None = None
         self.lengths = np.zeros(shape.batch_size, np.int32)
         self._domain_of_slot = np.zeros(shape.batch_size, np.int32)
 
@@ -191,9 +193,19 @@ class Decoder:
 
                 cache.set_data(Tensor(values))
 
+    def extra_inputs(self) -> tuple[np.ndarray, ...]:
+        """The family's further inputs of the graph: the domain of each slot, if the model has domains."""
+        return (self._domain_of_slot,) if self.domains.names else ()
+
     def _call(self, *arrays: np.ndarray) -> np.ndarray:
         from mindspore import Tensor
 
         if self.domains.names:
             arrays += (self._domain_of_slot,)
-        return self.graph(*(Tensor(a) for a in arrays)).asnumpy()
+        inputs = tuple(Tensor(a) for a in arrays)
+        if self._repeat is None:
+            logits = self.graph(*inputs)
+            self._repeat = repeated_call(self.graph)
+        else:
+            logits = self._repeat(*inputs)
+        return logits.asnumpy()

@@ -4,11 +4,13 @@ An Engine owns a Decoder, whose graph has slots; a scheduler says which request 
 computes; each request has a Continuation. None of them knows the others.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pangu_ms.core.errors import GenerationError
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.infer.continuation import Continuation, Request
 from pangu_ms.infer.decoder import Decoder
@@ -16,6 +18,9 @@ from pangu_ms.infer.prefix_cache import PrefixCache
 from pangu_ms.infer.scheduling.continuous import FirstCome
 from pangu_ms.infer.scheduling.slots import SlotTable
 from pangu_ms.infer.scheduling.state import Running, Scheduler, StepPlan, Waiting
+
+if TYPE_CHECKING:
+    from pangu_ms.infer.scoring import ContinuationScore, Scorer
 
 OnText = Callable[[str], None]
 
@@ -47,6 +52,7 @@ class Engine:
         scheduler: Scheduler | None = None,
         prefix_cache: bool = True,
         clock: Callable[[], float] | None = None,
+        budget_tokens: int | None = None,
     ):
         """Make an engine with empty slots.
 
@@ -56,16 +62,19 @@ class Engine:
             scheduler: by default first come, first served.
             prefix_cache: whether beginnings of prompts that a slot holds are copied instead of computed.
             clock: of arrivals, for the scheduler; by default the number of steps.
+            budget_tokens: the most tokens of all requests that run; None: every slot may be full.
         """
         self.decoder, self.tokenizer, self.scheduler = decoder, tokenizer, scheduler or FirstCome()
         shape = decoder.shape
-        self.table = SlotTable(shape.batch_size, shape.max_length, shape.chunk, keeps_cache=self.scheduler.keeps_cache)
+        rows = shape.batch_size, shape.max_length, shape.chunk
+        self.table = SlotTable(*rows, budget_tokens, self.scheduler.keeps_cache)
         self.prefixes = PrefixCache(shape.batch_size, shape.chunk) if prefix_cache and decoder.caches else None
         self.counts, self._clock, self._submitted = Counts(), clock, 0
         self._continuations: dict[int, Continuation] = {}
         self._on_text: dict[int, OnText] = {}
         self._kept: dict[int, list[np.ndarray]] = {}
         """Cached rows of requests that will go on in another slot."""
+        self._scorer: Scorer | None = None
 
     def now(self) -> float:
         """Time on the engine's clock."""
@@ -79,10 +88,18 @@ class Engine:
             on_text: called with new text as soon as there is some.
 
         Raises:
-            GenerationError: the prompt is empty or leaves no room for a new token, or there is no such domain.
+            GenerationError: the prompt is empty, leaves no room for a new token or has a token that is none, or there
+                is no such domain.
         """
         where = request.index + 1
         self.decoder.shape.require_room_for(len(request.prompt), where)
+        known = self.tokenizer.vocab_size
+        for position, token in enumerate(request.prompt):
+            if not 0 <= token < known:
+                raise GenerationError(
+                    f"prompt {where}: token {token} at position {position}: must be 0 to {known - 1}; make it with the"
+                    " model's tokenizer"
+                )
         self.decoder.domains.require_index(request.domain, f"prompt {where}: ")
         number, self._submitted = self._submitted, self._submitted + 1
         self.table.submit(
@@ -134,6 +151,28 @@ class Engine:
             if chunk:
                 self.prefixes.append(*chunk)
         return self._advance(plan, logits)
+
+    def score(
+        self, prefix: Sequence[int], continuations: Iterable[Sequence[int]], domain: int | None = None
+    ) -> "list[ContinuationScore]":
+        """The log-probabilities of continuations of a prefix, between two steps, in a free slot; see `Scorer.score`.
+
+        The first call compiles graphs of its own. Many items are scored faster by a Scorer, which computes a prefix
+        that several of them share once.
+
+        Raises:
+            GenerationError: no slot is free; see also `Scorer.score_all`.
+        """
+        from pangu_ms.infer.scoring import Scorer  # imported here, since a MindIR package's run.pyz does not score
+
+        free = [slot for slot, running in enumerate(self.table.slots) if running is None]
+        if not free:
+            raise GenerationError("score: requests run in all slots; score when one has ended, or use more slots")
+        self._scorer = self._scorer or Scorer(self.decoder, self.tokenizer)
+        self._scorer.forget(free[0])
+        if self.prefixes:
+            self.prefixes.start(free[0], None)
+        return self._scorer.score(prefix, continuations, domain)
 
     def _plan(self) -> StepPlan:
         """The next step's plan, whose admissions are carried out."""

@@ -12,8 +12,9 @@ from pangu_ms.infer.beam import beam_search
 from pangu_ms.infer.continuation import Continuation, Request, TokenLogprobs
 from pangu_ms.infer.decoder import Decoder
 from pangu_ms.infer.engine import Engine
+from pangu_ms.infer.questions import Questions
 from pangu_ms.infer.sampling import SamplingConfig
-from pangu_ms.infer.scheduling.length_predictors import LengthPredictor
+from pangu_ms.infer.scheduling.length_predictors import LengthPredictor, OwnAnswer
 from pangu_ms.infer.scheduling.length_predictors import Prompt as KnownPrompt
 from pangu_ms.infer.scheduling.state import Scheduler
 
@@ -76,9 +77,11 @@ class Generator:
             decoder: computes the model.
             tokenizer: the model's.
             scheduler: which prompt gets a slot; by default first come, first served.
-            predictor: says how long continuations will be, for the scheduler.
+            predictor: says how long continuations will be, for the scheduler. An `OwnAnswer` asks this decoder.
             prefix_cache: whether beginnings of prompts that a slot holds are copied instead of computed.
         """
+        if isinstance(predictor, OwnAnswer):
+            predictor = dataclasses.replace(predictor, ask=Questions(decoder, tokenizer))
         self.decoder, self.tokenizer = decoder, tokenizer
         self.scheduler, self.predictor, self.prefix_cache = scheduler, predictor, prefix_cache
 
@@ -108,7 +111,7 @@ class Generator:
         return [generation for _, _, generation in sorted(found, key=lambda one: one[:2])]
 
     def each(
-        self, prompts: Sequence[Prompt], on_text: OnText | None = None, only: Container[tuple[int, int]] | None = None
+        self, prompts: Sequence[Prompt], on_text: OnText | None = None, only: Container[tuple[int, ...]] | None = None
     ) -> Iterator[tuple[int, int, Generation]]:
         """Continue prompts; yields (index of the prompt, number of the sample, continuation) as soon as one has ended.
 

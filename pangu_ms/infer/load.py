@@ -4,6 +4,7 @@ after all checks."""
 import dataclasses
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.infer.decoder import Decoder, GraphShape
 from pangu_ms.infer.domains import Domains
 from pangu_ms.infer.generate import Generator, Prompt
+from pangu_ms.infer.questions import Questions, asked_tokens
+from pangu_ms.infer.scheduling.length_predictors import OwnAnswer
+from pangu_ms.infer.scoring import LARGE, Item, Scorer, require_scorable
+from pangu_ms.infer.window_scorer import MOST_LOGITS, WindowScorer
 from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.planner.serving import ServingMemory
 
@@ -26,7 +31,11 @@ log = logging.getLogger(__name__)
 
 
 def load_decoder(
-    checkpoint: store.Checkpoint, shape: GraphShape, config: RunConfig | None = None, weights: str = ""
+    checkpoint: store.Checkpoint,
+    shape: GraphShape,
+    config: RunConfig | None = None,
+    weights: str = "",
+    generates: bool = True,
 ) -> Decoder:
     """Build and compile the model of a checkpoint, with a KV cache.
 
@@ -34,23 +43,26 @@ def load_decoder(
         checkpoint: the weights.
         shape: static shapes of the graph and its cache.
         config: device and dtype; by default the checkpoint's own configuration.
-        weights: dtype of packed weights, see packed_model.py; empty: they are not packed.
+        weights: dtype of packed weights, see packed_model.py; empty: that of a quantized checkpoint, and those of any
+            other are not packed.
+        generates: False compiles nothing, for a Scorer, which has graphs of its own.
 
     Raises:
-        CheckpointError: names or shapes of the tensors are not those of the configuration.
+        CheckpointError: names or shapes of the tensors are not those of the configuration, or a quantized checkpoint
+            has its weights in another dtype.
         GenerationError: weights and cache do not fit in the memory of a CPU.
     """
     from pangu_ms.infer.cached_model import CachedModel
     from pangu_ms.models.common.layers import CacheShape
 
+    weights = weights_of(checkpoint, weights)
     config = config or checkpoint.config()
     model = config.model
     if config.runtime.device == "CPU" and model.compute_dtype == "bfloat16":
         # On a CPU MindSpore has no kernel that writes to a bfloat16 cache.
         log.info("generation on a CPU computes in float32")
         model = dataclasses.replace(model, compute_dtype="float32")
-    if config.runtime.device == "CPU":
-        ServingMemory(model, shape.batch_size, shape.capacity, shape.chunk).require_fitting(available_memory())
+    _require_memory(config, shape, weights)
     runtime.start(config.runtime.device)
     graph = CachedModel(model, CacheShape(shape.batch_size, shape.capacity))
     if weights:
@@ -61,6 +73,8 @@ def load_decoder(
     else:
         fill_from(checkpoint, graph.model, model)
     decoder = Decoder(graph, shape, domains_of(model), graph.caches())
+    if not generates:
+        return decoder
     identity = {
         "graph": "append to slots",
         "model": config_to_dict(config)["model"],
@@ -71,6 +85,30 @@ def load_decoder(
     with cached_compile(config.runtime.compile_cache, identity):
         decoder.prefill([[0]])  # the first call compiles the graph
     return decoder
+
+
+def weights_of(checkpoint: store.Checkpoint, asked: str = "") -> str:
+    """The dtype of packed weights: the one that is asked for, or else that of a quantized checkpoint.
+
+    Raises:
+        CheckpointError: a quantized checkpoint has its weights in another dtype than is asked for.
+    """
+    if checkpoint.quantized and asked not in ("", checkpoint.quantized):
+        raise CheckpointError(
+            f"{checkpoint.path}: is quantized to {checkpoint.quantized}, weights={asked} is asked for; what was rounded"
+            " away is not there; leave --weights out, or name the checkpoint it was made from"
+        )
+    return asked or checkpoint.quantized
+
+
+def _require_memory(config: RunConfig, shape: GraphShape, weights: str, searches_beams: bool = False) -> None:
+    """Raise GenerationError if generating does not fit in the memory of a CPU, which has no bfloat16 cache."""
+    if config.runtime.device != "CPU":
+        return
+    dtype = "float32" if config.model.compute_dtype == "bfloat16" else config.model.compute_dtype
+    model = dataclasses.replace(config.model, compute_dtype=dtype)
+    memory = ServingMemory(model, shape.batch_size, shape.capacity, shape.chunk, weights, searches_beams)
+    memory.require_fitting(available_memory())
 
 
 def domains_of(model: ModelConfig) -> Domains:
@@ -116,7 +154,7 @@ def load_generator(
         tokenizer: path of a tokenizer; by default the checkpoint's own.
         config: device and dtype; by default the checkpoint's own configuration.
         weights: see `load_decoder`.
-        scheduling: further arguments of Generator.
+        scheduling: further arguments of Generator; a slot has room for what a predictor asks of the model.
 
     Raises:
         GenerationError: there are no prompts, one is empty or longer than the context, or the model lacks the domain of
@@ -130,7 +168,92 @@ def load_generator(
     ids = [loaded.encode_prompt(prompt.text) for prompt in prompts]
     beams = max(prompt.sampling.num_beams for prompt in prompts)
     slots = min(batch_size, sum(prompt.sampling.num_samples for prompt in prompts))
-    longest = max(len(one) + prompt.sampling.max_new_tokens for one, prompt in zip(ids, prompts))
+    asked = asked_tokens(scheduling.get("predictor"))
+    longest = max(len(one) + max(prompt.sampling.max_new_tokens, asked) for one, prompt in zip(ids, prompts))
     shape = GraphShape.fitting(config.model.seq_length, beams if beams > 1 else slots, longest, chunk)
     shape.require_room(ids)
+    _require_memory(config, shape, weights_of(checkpoint, weights), beams > 1)
     return Generator(load_decoder(checkpoint, shape, config, weights), loaded, **scheduling)
+
+
+def load_scorer(
+    checkpoint: store.Checkpoint,
+    items: Sequence[Item],
+    tokenizer: Tokenizer,
+    config: RunConfig | None = None,
+    weights: str = "",
+    places: Sequence[str] = (),
+) -> Scorer | WindowScorer:
+    """What scores these items fastest: a WindowScorer if all of them are texts and the logits of a window fit into
+    memory, else a Scorer, whose cache has room for the longest of them, or for the model's context.
+
+    Args:
+        checkpoint: the model.
+        items: what it will score.
+        tokenizer: the model's.
+        config: device and dtype; by default the checkpoint's own configuration.
+        weights: see `load_decoder`.
+        places: how messages name the items; by default by their numbers.
+
+    Raises:
+        GenerationError: an item cannot be scored, see `Scorer.score_all`. This is found before the model is built.
+    """
+    config, weights = config or checkpoint.config(), weights_of(checkpoint, weights)
+    window, domains = config.model.seq_length, domains_of(config.model)
+    for item, place in zip(items, places or [f"item {number}" for number in range(1, len(items) + 1)]):
+        require_scorable(item, place, window, tokenizer, domains)
+    longest = min(max((item.longest() for item in items), default=1), window)
+    # A power of two, so that commands with other items find the graphs in the compile cache.
+    length = min(max(64, 1 << (longest - 1).bit_length()), window)
+    texts = all(item.is_text for item in items) and length * config.model.vocab_size <= MOST_LOGITS
+    identity = {
+        "graph": "score texts" if texts else "score",
+        "model": config_to_dict(config)["model"],
+        "length": length,
+        "weights": weights,
+        "device": config.runtime.device,
+    }
+
+    def compiling(*sizes: int) -> AbstractContextManager[bool]:
+        return cached_compile(config.runtime.compile_cache, identity | {"sizes": sizes})
+
+    if texts:
+        graph = _whole_windows(checkpoint, config, weights)
+        return WindowScorer(graph, tokenizer, length, domains, compiling)
+    shape = GraphShape.fitting(window, 1, length, LARGE)
+    decoder = load_decoder(checkpoint, shape, config, weights, generates=False)
+    return Scorer(decoder, tokenizer, compiling=compiling)
+
+
+def _whole_windows(checkpoint: store.Checkpoint, config: RunConfig, weights: str) -> Any:
+    """The graph of a WindowScorer, in the dtype that generation has."""
+    from pangu_ms.models.build import build_model
+    from pangu_ms.models.common.loss import TokenLogprobs
+
+    model = config.model
+    if config.runtime.device == "CPU" and model.compute_dtype == "bfloat16":
+        model = dataclasses.replace(model, compute_dtype="float32")
+    runtime.start(config.runtime.device)
+    graph = TokenLogprobs(build_model(model))
+    if weights:
+        from pangu_ms.infer.packed_model import fill_packed, pack_cells
+
+        pack_cells(graph.model, model, weights)
+        fill_packed(checkpoint, graph.model, model, weights)
+    else:
+        fill_from(checkpoint, graph.model, model)
+    return graph
+
+
+def load_questions(
+    checkpoint: store.Checkpoint, predictor: OwnAnswer, prompts: Sequence[Sequence[int]], tokenizer: Tokenizer
+) -> Questions:
+    """A checkpoint's model in slots with room for prompts and the predictor's question, to measure the predictor.
+
+    Raises:
+        GenerationError: a prompt is empty or longer than the context.
+    """
+    longest = max(map(len, prompts)) + asked_tokens(predictor)
+    shape = GraphShape.fitting(checkpoint.config().model.seq_length, min(8, len(prompts)), longest)
+    shape.require_room(prompts)
+    return Questions(load_decoder(checkpoint, shape), tokenizer)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from ascend_ops.packing import INPUTS, LINE_BYTES, OUTPUTS, packed_shape
 from pangu_ms.core.errors import GenerationError
 from pangu_ms.core.size_text import size_text
 from pangu_ms.models.common.config import ModelConfig
@@ -20,17 +21,34 @@ class ServingMemory:
         slots: sequences at a time.
         capacity: the most tokens of a sequence.
         chunk: prompt tokens of a step.
+        weights: dtype of packed matrices (infer/packed_model.py); empty: they are not packed.
+        searches_beams: whether every slot is a beam, whose scores the host computes in float64.
     """
 
     model: ModelConfig
     slots: int
     capacity: int
     chunk: int
+    weights: str = ""
+    searches_beams: bool = False
 
     @property
     def weights_bytes(self) -> int:
-        """Parameters have 4 bytes each (float32, int32)."""
-        return 4 * sum(math.prod(shape) for shape in self.model.parameter_shapes().values())
+        """Parameters have 4 bytes each (float32, int32); packed matrices those of their lines and scales."""
+        shapes = self.model.parameter_shapes()
+        packed = self.model.packed_matrices() if self.weights else []
+        total = 0
+        for name in packed:
+            outputs, inputs = shapes.pop(name)
+            total += LINE_BYTES * math.prod(packed_shape(outputs, inputs, self.weights)[:2]) + 4 * outputs
+        return total + 4 * sum(math.prod(shape) for shape in shapes.values())
+
+    @property
+    def _weights_formula(self) -> str:
+        if not self.weights:
+            return "4 * parameters"
+        size = LINE_BYTES // OUTPUTS // INPUTS[self.weights]
+        return f"{size} * matrices, packed, with their scales, + 4 * other parameters"
 
     @property
     def slot_bytes(self) -> int:
@@ -41,12 +59,14 @@ class ServingMemory:
 
     @property
     def step_bytes(self) -> int:
-        """The logits twice, and for each new row the inner activations of a feed-forward network twice."""
+        """The logits twice, for each new row the inner activations of a feed-forward network twice, and for each beam
+        up to five arrays of scores."""
         return self.slots * self._step_bytes_of_slot + 8 * self.chunk * self.model.ffn_hidden_size
 
     @property
     def _step_bytes_of_slot(self) -> int:
-        return 8 * (self.model.vocab_size + self.model.ffn_hidden_size)
+        scores = 5 * 8 * self.model.vocab_size if self.searches_beams else 0
+        return 8 * (self.model.vocab_size + self.model.ffn_hidden_size) + scores
 
     @property
     def total_bytes(self) -> int:
@@ -62,7 +82,7 @@ class ServingMemory:
         """The items, with their formulas."""
         size = DTYPE_BYTES[self.model.compute_dtype]
         return [
-            Line("weights", self.weights_bytes, "4 * parameters"),
+            Line("weights", self.weights_bytes, self._weights_formula),
             Line(
                 f"cache of {self.slots} slots",
                 self.slots * self.slot_bytes,

@@ -2,7 +2,7 @@
 
 import ctypes
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -28,14 +28,52 @@ class Call:
             raise RuntimeError("the kernel failed; the line above tells why")
 
 
+NOTHING = np.zeros(1, np.float32)
+
+
 def packed_linear(
-    library: ctypes.CDLL, x: np.ndarray, packed: PackedWeight, bias: np.ndarray | None = None, activation: int = -1
+    library: ctypes.CDLL,
+    x: np.ndarray,
+    packed: PackedWeight,
+    bias: np.ndarray = NOTHING,
+    activation: int = -1,
+    residual: np.ndarray = NOTHING,
 ) -> np.ndarray:
-    """activation(x W^T + bias) by PackedLinear."""
+    """activation(x W^T + bias) + residual by PackedLinear."""
     y = np.full((*x.shape[:-1], packed.scale.size), 7, x.dtype)
-    bias = np.zeros(1, np.float32) if bias is None else bias
-    Call(library.PackedLinear, x, packed.data, packed.scale, bias, np.array([activation], np.float32), y)()
+    residual = residual.astype(x.dtype, copy=False)
+    code = np.array([activation], np.float32)
+    Call(library.PackedLinear, x, packed.data, packed.scale, bias, residual, code, y)()
     return y
+
+
+def packed_linears(
+    library: ctypes.CDLL, x: np.ndarray, packed: Sequence[PackedWeight], bias: np.ndarray = NOTHING
+) -> list[np.ndarray]:
+    """The products with two or three weights by PackedLinear2 or PackedLinear3."""
+    sizes = [np.zeros(one.scale.size, np.float32) for one in packed]
+    results = [np.full((*x.shape[:-1], size.size), 7, x.dtype) for size in sizes]
+    kernel = getattr(library, f"PackedLinear{len(packed)}")
+    Call(kernel, x, *_together(packed), bias, *sizes, *results)()
+    return results
+
+
+def packed_glu(
+    library: ctypes.CDLL,
+    x: np.ndarray,
+    packed: Sequence[PackedWeight],
+    series: tuple[np.ndarray, np.ndarray] = (np.ones((1, 1), np.float32), np.zeros((1, 1), np.float32)),
+    activation: int = 3,
+) -> np.ndarray:
+    """phi(x G^T) * (x U^T) by PackedGlu."""
+    weight, scale = _together(packed)
+    y = np.full((*x.shape[:-1], scale.size // 2), 7, x.dtype)
+    Call(library.PackedGlu, x, weight, scale.reshape(2, -1), *series, np.array([activation], np.float32), y)()
+    return y
+
+
+def _together(packed: Sequence[PackedWeight]) -> tuple[np.ndarray, np.ndarray]:
+    return np.concatenate([one.data for one in packed]), np.concatenate([one.scale for one in packed])
 
 
 def digest_of_packed(library: str) -> str:

@@ -1,11 +1,11 @@
-"""Cross-entropy against float64."""
+"""Cross-entropy and log-probabilities against float64."""
 
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
 
-from ascend_ops.loss import softmax_cross_entropy
+from ascend_ops.loss import softmax_cross_entropy, token_logprobs
 from tests.ascend_ops.common import (
     MODES,
     assert_close,
@@ -126,3 +126,62 @@ def test_wrong_inputs_are_refused_in_one_line(backend, shapes, dtypes, message, 
     usual = ("float32", "int32", "float32")
     tensors = [Tensor(np.ones(shape), getattr(ms, dtypes.get(i, usual[i]))) for i, shape in enumerate(shapes)]
     assert_refused(softmax_cross_entropy, tensors, "softmax_cross_entropy: " + message, mode)
+
+
+def logprobs(tensors):
+    """(log-probabilities, likeliest tokens) as arrays."""
+    return compiled(token_logprobs)(tensors)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(("tokens", "vocab"), [(1, 1), (5, 23), (3, 2049), (40, 5000)])
+def test_logprobs(backend, tokens, vocab, dtype):
+    """Among equal logits the first one is the likeliest, as in numpy; rows with a negative target are left out."""
+    logits, targets, _ = make(tokens, vocab, seed=tokens)
+    logits[-1, vocab // 2 :] = logits[-1].max() + 1
+    exact = rounded(logits, dtype)
+    targets[1:2] = -3
+    found, best = logprobs([to_tensor(logits, dtype), Tensor(targets)])
+    counts = targets >= 0
+    assert_close(found, -reference(exact, targets, counts))
+    assert (best == np.where(counts, exact.argmax(-1), -1)).all() and (found[~counts] == 0).all()
+
+
+def test_logprobs_of_huge_infinite_and_missing_numbers(backend):
+    logits = np.random.RandomState(0).randn(5, 5000).astype(np.float32)
+    logits[0] += 1e4
+    logits[1] = np.linspace(-9e3, 9e3, 5000)
+    logits[2, :3000] = -np.inf
+    logits[3:, 33] = np.nan
+    targets = np.array([7, 4990, 4000, 7, -1], np.int32)
+    found, best = logprobs([Tensor(logits), Tensor(targets)])
+    exact = -reference(logits[:3].astype(np.float64), targets[:3], np.ones(3))
+    np.testing.assert_allclose(found[:3], exact, rtol=1e-5, atol=1e-3)
+    assert (best[:3] == logits[:3].argmax(-1)).all()
+    assert np.isnan(found[3]) and found[4] == 0
+
+
+def test_a_row_s_logprob_has_the_same_bits_among_any_others(backend):
+    if backend == "composed":
+        pytest.skip("the kernel's promise")
+    logits, targets, _ = make(9, 3001)
+    whole, _ = logprobs([to_tensor(logits), Tensor(targets)])
+    alone, _ = logprobs([to_tensor(logits[4:5]), Tensor(targets[4:5])])
+    assert whole[4] == alone[0]
+
+
+def test_a_target_out_of_range_is_refused(backend):
+    if backend == "composed":
+        pytest.skip("as gather_elements does")
+    logits, targets, _ = make(5, 23)
+    targets[2] = 23
+    with pytest.raises(RuntimeError):
+        logprobs([to_tensor(logits), Tensor(targets)])
+
+
+@pytest.mark.thinned(1)
+@pytest.mark.parametrize("mode", MODES)
+def test_wrong_inputs_of_logprobs_are_refused(backend, mode):
+    tensors = [Tensor(np.ones((2, 3), np.float32)), Tensor(np.ones(3, np.int32))]
+    message = r"token_logprobs: targets has shape \(3,\); it must be \(2,\): the shape of logits"
+    assert_refused(token_logprobs, tensors, message, mode)

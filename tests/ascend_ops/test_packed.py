@@ -16,9 +16,9 @@ from mindspore import Tensor, nn
 
 import ascend_ops
 from ascend_ops import library
-from ascend_ops.packing import GROUP, INPUTS, pack, unpack
+from ascend_ops.packing import GROUP, INPUTS, PackedWeight, pack, unpack
 from tests.ascend_ops.common import MODES, assert_close, assert_refused, compiled, rounded, to_float64, to_tensor
-from tests.ascend_ops.kernel_calls import packed_linear
+from tests.ascend_ops.kernel_calls import packed_glu, packed_linear, packed_linears
 
 DTYPES = list(INPUTS)
 LEVELS = [level for level, (needed, _) in library.LEVELS.items() if needed <= library.cpu_flags()]
@@ -62,9 +62,24 @@ def kernels(request, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def linear(kernels) -> Callable:
+def loaded(kernels) -> ctypes.CDLL:
+    return ctypes.CDLL(str(kernels))
+
+
+@pytest.fixture(scope="module")
+def linear(loaded) -> Callable:
     """PackedLinear as a function of arrays."""
-    return functools.partial(packed_linear, ctypes.CDLL(str(kernels)))
+    return functools.partial(packed_linear, loaded)
+
+
+def several(sizes: tuple[int, ...], inputs: int, dtype: str) -> tuple[list[PackedWeight], list[np.ndarray]]:
+    """Weights with these outputs, packed; and what they are, in float64."""
+    packed = [pack(draw(size, inputs, seed=i), dtype) for i, size in enumerate(sizes, 1)]
+    return packed, [unpack(one).astype(np.float64) for one in packed]
+
+
+def silu(u: np.ndarray) -> np.ndarray:
+    return u / (1 + np.exp(-u))
 
 
 # Packing
@@ -185,6 +200,55 @@ def test_activations(linear):
     assert_close(linear(x, packed, bias, 3), u / (1 + np.exp(-u)))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_residual(linear, dtype):
+    """It is added behind the activation, and rounded once."""
+    for outputs, inputs in ((67, 37), (1, 3)):
+        packed, bias = pack(draw(outputs, inputs, seed=1), dtype), draw(outputs, seed=2)
+        for rows in (1, 2, 7, 13):
+            x, residual = draw(rows, inputs), draw(rows, outputs, seed=4)
+            u = seen(x, dtype) @ unpack(packed).T.astype(np.float64) + bias
+            assert_close(linear(x, packed, bias, 3, residual), silu(u) + residual)
+            half = residual.astype(np.float16)
+            found = linear(x.astype(np.float16), packed, residual=half).astype(np.float64)
+            seen_half = seen(x.astype(np.float16), dtype)
+            assert_close(found, seen_half @ unpack(packed).T.astype(np.float64) + half, "float16")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sizes", [(40, 8), (96, 32, 32), (5, 17, 130), (64, 64, 64)])
+def test_several_products_at_once_have_the_bits_of_each_alone(loaded, sizes, dtype):
+    packed, exact = several(sizes, 150, dtype)
+    bias = draw(sum(sizes), seed=9)
+    for rows in (1, 2, 6, 7, 8, 17):
+        x = draw(rows, 150)
+        first = 0
+        for found, own, matrix in zip(packed_linears(loaded, x, packed, bias), packed, exact, strict=True):
+            own_bias = np.ascontiguousarray(bias[first : first + len(matrix)])
+            np.testing.assert_array_equal(found, packed_linear(loaded, x, own, own_bias))
+            assert_close(found, seen(x, dtype) @ matrix.T + own_bias)
+            first += len(matrix)
+        without = packed_linears(loaded, x, packed)[1]
+        np.testing.assert_array_equal(without, packed_linear(loaded, x, packed[1]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("outputs", [3, 40, 112])
+def test_gated_product(loaded, outputs, dtype):
+    packed, (gate, up) = several((outputs, outputs), 150, dtype)
+    x = draw(72, 150)
+    u, factor = seen(x, dtype) @ gate.T, seen(x, dtype) @ up.T
+    alone = np.concatenate([packed_glu(loaded, x[i : i + 1], packed) for i in range(72)])
+    assert_close(alone, silu(u) * factor)
+    for rows in (2, 6, 7, 8, 17, 72):
+        np.testing.assert_array_equal(packed_glu(loaded, x[-rows:], packed), alone[-rows:])
+    for width in (1, outputs):
+        scale, shift = 1 + draw(2, width, seed=5), draw(2, width, seed=6)
+        series = silu(scale[0] * u + shift[0]) + silu(scale[1] * u + shift[1])
+        assert_close(packed_glu(loaded, x[:3], packed, (scale, shift)), (series * factor)[:3])
+    assert_close(packed_glu(loaded, x[:3], packed, activation=2), (u / (1 + np.exp(-1.702 * u)) * factor)[:3])
+
+
 # Operators
 
 
@@ -217,6 +281,39 @@ def test_product_of_narrow_rows_without_bias(backend, dtype):
     packed, x = pack(draw(67, 37, seed=1), "bfloat16"), draw(3, 37)
     (y,) = compiled(ascend_ops.packed_linear)([to_tensor(x, dtype), *ascend_ops.packed_tensors(packed)])
     assert_close(y, rounded(x, dtype) @ unpack(packed).T.astype(np.float64), dtype)
+
+
+def joined(x, weight, scale, bias, residual, pair, pair_scale, series_scale, series_shift):
+    first, second, third = ascend_ops.packed_linears(x, weight, scale, (40, 8, 19), bias)
+    added = ascend_ops.packed_linear(x, weight[:3], scale[:40], bias[:40], "", residual)
+    plain = ascend_ops.packed_glu(x, pair, pair_scale)
+    return first, second, third, added, plain, ascend_ops.packed_glu(x, pair, pair_scale, series_scale, series_shift)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_joined_products_in_a_graph(backend, dtype):
+    packed, exact = several((40, 8, 19), 37, dtype)
+    pair, (gate, up) = several((21, 21), 37, dtype)
+    x, bias, residual = draw(2, 3, 37), draw(67, seed=5), draw(2, 3, 40, seed=6)
+    weight, scale = ascend_ops.packed_tensors(*pair)
+    series = 1 + draw(2, 21, seed=7), draw(2, 21, seed=8)
+    tensors = [Tensor(x), *ascend_ops.packed_tensors(*packed), Tensor(bias), Tensor(residual)]
+    found = compiled(joined)([*tensors, weight, scale.reshape(2, 21), *map(Tensor, series)])
+    expected = [seen(x, dtype) @ matrix.T for matrix in exact]
+    expected = [value + own for value, own in zip(expected, np.split(bias, (40, 48)), strict=True)]
+    u, factor = seen(x, dtype) @ gate.T, seen(x, dtype) @ up.T
+    phi = sum(silu(scale * u + shift) for scale, shift in zip(*series, strict=True))
+    for one, value in zip(found, [*expected, expected[0] + residual, silu(u) * factor, phi * factor], strict=True):
+        assert_close(one, value)
+
+
+def test_sizes_that_are_not_those_of_the_weights(backend):
+    tensors = ascend_ops.packed_tensors(pack(draw(40, 10)), pack(draw(8, 10)))
+    for sizes in ((48,), (4, 4, 40), (24, 16)):
+        with pytest.raises(
+            ascend_ops.OperatorError, match="packed_linears: sizes=.* with 48 scales and 4 blocks of 16"
+        ):
+            ascend_ops.packed_linears(Tensor(draw(3, 10)), *tensors, sizes)
 
 
 def test_a_package_has_it_composed(mindspore_cpu, tmp_path):

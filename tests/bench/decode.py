@@ -52,7 +52,7 @@ CACHE_BYTES = {"checkpoint": 4, "package": 4, "llama.cpp": 2}
 
 def offered(source: str, weights: str) -> bool:
     """Whether there is such a candidate."""
-    return weights != "int8" or source != "torch" if source != "package" else weights == "float32"
+    return source != "torch" or weights != "int8"
 
 
 class Reader:
@@ -93,7 +93,7 @@ class Ours:
         from pangu_ms.infer.load import load_decoder
 
         if told["source"] == "package":
-            self.decoder = Package.open(told["package"]).decoder()
+            self.decoder = Package.open(told["package"]).decoder(allow_kernels=True)
         else:
             checkpoint = store.open_checkpoint(Path(told["checkpoint"]), digests=False)
             model = checkpoint.config().model
@@ -176,12 +176,12 @@ class Files:
             self._in_a_process(make_gguf, dtype)
         return path
 
-    def package(self, batch_size: int) -> Path:
-        """Exported from the checkpoint."""
-        path = self.folder / f"package-{batch_size}"
+    def package(self, batch_size: int, weights: str) -> Path:
+        """Exported from the checkpoint, with kernels."""
+        path = self.folder / f"package-{batch_size}-{weights}"
         if not path.exists():
             self.checkpoint()
-            self._in_a_process(make_package, batch_size)
+            self._in_a_process(make_package, path, batch_size, weights)
         return path
 
     def _in_a_process(self, function: Callable[..., None], *arguments: Any) -> None:
@@ -213,7 +213,7 @@ def make_gguf(files: Files, dtype: str) -> None:
     new.rename(files.folder / f"{dtype}.gguf")
 
 
-def make_package(files: Files, batch_size: int) -> None:
+def make_package(files: Files, path: Path, batch_size: int, weights: str) -> None:
     """See Files."""
     from pangu_ms.data.corpus import Corpus
     from pangu_ms.data.default_corpus import standard_library_files
@@ -227,7 +227,7 @@ def make_package(files: Files, batch_size: int) -> None:
         train_tokenizer(texts, model.vocab_size, "none").save(tokenizer)
     checkpoint = store.open_checkpoint(files.checkpoint(), digests=False)
     shape = GraphShape.fitting(model.seq_length, batch_size, CAPACITY)
-    export_package(checkpoint, files.folder / f"package-{batch_size}", shape, tokenizer=tokenizer)
+    export_package(checkpoint, path, shape, tokenizer=tokenizer, weights=weights)
 
 
 def step_bytes(model: ModelConfig, source: str, weights: str, batch_size: int, positions: int) -> int:
@@ -276,7 +276,7 @@ class Bench:
             dtype = weights.replace("int8", "q8_0")
             return told | {"llama": str(self.llama), "exact": exact, "gguf": str(files.gguf(dtype))}
         if source == "package":
-            return told | {"package": str(files.package(batch_size))}
+            return told | {"package": str(files.package(batch_size, weights))}
         return told | {"checkpoint": str(files.checkpoint()), "model": dataclasses.asdict(files.model)}
 
     def start(self, told: dict[str, Any]) -> Worker:

@@ -1,5 +1,5 @@
-"""`python -m tests.bench.generate`: speed of cached decoding from a checkpoint and from its MindIR package, beside the
-memory's read bandwidth.
+"""`python -m tests.bench.generate`: speed of cached decoding from a checkpoint and from its MindIR package, with
+and without kernels, beside the memory's read bandwidth. The three take turns.
 
 Weights are random: speed does not depend on their values. A step must read all weights and the whole static cache once;
 the share is that many bytes per second against what two threads read from an array in this process.
@@ -18,6 +18,9 @@ import numpy as np
 
 from pangu_ms.config.load import load_config
 from pangu_ms.core import runtime
+
+TURN = 8
+"""Steps."""
 
 
 def read_bandwidth(threads: int = 2, size_bytes: int = 1 << 29, rounds: int = 5) -> float:
@@ -43,24 +46,32 @@ def step_bytes(model, shape) -> int:
     return 4 * (weights + cache)
 
 
-def time_decoder(decoder, steps: int) -> dict[str, float]:
-    """Seconds of a prefill of one chunk and of a step (medians)."""
-    rows = decoder.shape.batch_size
-    prompts, tokens = [list(range(1, decoder.shape.chunk)) for _ in range(rows)], np.full(rows, 7, np.int32)
-    decoder.prefill(prompts)
-    began = time.perf_counter()
-    decoder.prefill(prompts)
-    prefill = time.perf_counter() - began
-    seconds = []
-    for _ in range(steps):
+def time_in_turns(decoders: dict, steps: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of a prefill of one chunk and of a step (medians) of each; every TURN steps it is another's turn."""
+    shape = next(iter(decoders.values())).shape
+    prompts = [list(range(1, shape.chunk)) for _ in range(shape.batch_size)]
+    tokens = np.full(shape.batch_size, 7, np.int32)
+    prefills, seconds = {}, {name: [] for name in decoders}
+    for name, decoder in decoders.items():
+        decoder.prefill(prompts)
         began = time.perf_counter()
-        decoder.step(tokens)
-        seconds.append(time.perf_counter() - began)
-    return {"prefill_ms": 1e3 * prefill, "step_ms": 1e3 * statistics.median(seconds[2:])}
+        decoder.prefill(prompts)
+        prefills[name] = time.perf_counter() - began
+    for _ in range(max(1, steps // TURN)):
+        for name, decoder in decoders.items():
+            decoder.step(tokens)  # reads its weights into the processor's caches again
+            for _ in range(TURN):
+                began = time.perf_counter()
+                decoder.step(tokens)
+                seconds[name].append(time.perf_counter() - began)
+    return {
+        name: {"prefill_ms": 1e3 * prefills[name], "step_ms": 1e3 * statistics.median(seconds[name])}
+        for name in decoders
+    }
 
 
-def measure(name: str, batch_size: int, max_length: int, steps: int, directory: Path) -> list[dict]:
-    """Both ways for one configuration and batch size."""
+def measure(name: str, batch_size: int, max_length: int, steps: int, directory: Path, weights: str = "") -> list[dict]:
+    """All ways for one configuration and batch size."""
     from pangu_ms.checkpoint import store
     from pangu_ms.data.corpus import Corpus
     from pangu_ms.data.default_corpus import standard_library_files
@@ -81,18 +92,20 @@ def measure(name: str, batch_size: int, max_length: int, steps: int, directory: 
     del tensors
     shape = GraphShape.fitting(config.model.seq_length, batch_size, max_length)
     read = step_bytes(config.model, shape)
-    rows = []
-    began = time.perf_counter()
-    decoder = load_decoder(checkpoint, shape)
-    start = time.perf_counter() - began
-    rows.append({"from": "checkpoint", "start_s": start} | time_decoder(decoder, steps))
-    manifest = export_package(checkpoint, directory / "package", shape)
-    del decoder
+    manifest = export_package(checkpoint, directory / "package", shape, weights=weights)
     package = Package.open(directory / "package")
-    began = time.perf_counter()
-    decoder = package.decoder()
-    start = time.perf_counter() - began
-    rows.append({"from": "MindIR", "start_s": start} | time_decoder(decoder, steps))
+    loads = {
+        "checkpoint": lambda: load_decoder(checkpoint, shape, weights=weights),
+        "MindIR": package.decoder,
+        "+ kernels": package.decoder_with_kernels,
+    }
+    starts, decoders = {}, {}
+    for way, load in loads.items():
+        began = time.perf_counter()
+        decoders[way] = load()
+        starts[way] = time.perf_counter() - began
+    times = time_in_turns(decoders, steps)
+    rows = [{"from": way, "start_s": starts[way]} | times[way] for way in loads]
     common = {
         "config": name,
         "batch_size": batch_size,
@@ -112,6 +125,7 @@ def main() -> None:
     parser.add_argument("--batch-size", nargs="+", type=int, default=[1, 8], help="sequences at once")
     parser.add_argument("--max-length", type=int, default=256, help="room of the cache in tokens")
     parser.add_argument("--steps", type=int, default=32, help="decoding steps timed")
+    parser.add_argument("--weights", default="", help="packed weights: float32, bfloat16 or int8")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     args = parser.parse_args()
     runtime.quiet()
@@ -119,7 +133,7 @@ def main() -> None:
     for name in args.config:
         for batch_size in args.batch_size:
             with tempfile.TemporaryDirectory() as directory:
-                rows += measure(name, batch_size, args.max_length, args.steps, Path(directory))
+                rows += measure(name, batch_size, args.max_length, args.steps, Path(directory), args.weights)
     rows = [row | {"share_of_bandwidth": row["read_gb_per_s"] * 1e9 / bandwidth} for row in rows]
     if args.json:
         print(json.dumps({"read_bandwidth_gb_per_s": bandwidth / 1e9, "rows": rows}))

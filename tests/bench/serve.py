@@ -37,6 +37,7 @@ class NoText:
     stop_ids: tuple[int, ...] = ()
 
     def __init__(self, vocab_size: int):
+        self.vocab_size = vocab_size
         self._bytes_of = [b"x"] * vocab_size
 
     def _require_ids(self, ids):
@@ -166,7 +167,7 @@ def main() -> None:
             POLICIES[policy].make(Settings(group_size=64)),
             [Given(int(n), len(p), float(q)) for n, p, q in zip(lengths, prompts, predicted)],
             Rows(args.slots, decoder.shape.max_length, args.chunk),
-            lambda rows, prompt_tokens: with_chunk if prompt_tokens else plain,
+            lambda work: with_chunk if work.prompt_tokens else plain,
             args.most,
             clock="steps",
         )

@@ -14,10 +14,10 @@ import pytest
 from pangu_ms.checkpoint import store
 from pangu_ms.core.errors import OutputError
 from tests.checkpoint.common import assert_is_step, save
+from tests.checkpoint.dying import lives
 from tests.checkpoint.saver import ROWS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-DISK_EVENTS = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree")
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
@@ -49,35 +49,9 @@ def test_kill_9_at_random_instants_loses_nothing_committed(tmp_path, kills):
     assert len(list(tmp_path.iterdir())) == 3, "two steps and the lock: leftovers are gone"
 
 
-def _die_before(event_number: int) -> None:
-    """End this process, with no clean-up, before its n-th operation on the disk."""
-    count = 0
-
-    def count_down(event: str, *_) -> None:
-        nonlocal count
-        if event in DISK_EVENTS:
-            count += 1
-            if count == event_number:
-                os._exit(9)
-
-    sys.addaudithook(count_down)
-    fsync = os.fsync
-    os.fsync = lambda descriptor: (count_down("open"), fsync(descriptor))
-
-
 def _save_and_die(event_number: int, *arguments, **options) -> bool:
     """Save in a child that dies before its n-th disk operation; True if it lived to the end."""
-    child = os.fork()
-    if child == 0:
-        try:
-            _die_before(event_number)
-            save(*arguments, **options)
-            os._exit(0)
-        finally:
-            os._exit(1)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert status in (0, 9)
-    return status == 0
+    return lives(event_number, lambda: save(*arguments, **options))
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

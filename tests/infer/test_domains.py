@@ -9,6 +9,7 @@ import pangu_ms
 from pangu_ms.cli.main import main
 from pangu_ms.infer.generate import Prompt
 from pangu_ms.infer.sampling import SamplingConfig
+from pangu_ms.infer.scoring import Item, Scorer
 from tests.eager import eager
 from tests.export.common import load_packages_once, replay_here, reseal
 from tests.models.sigma import CODE, LAW, TEXT, save_sigma
@@ -57,6 +58,32 @@ def test_cached_logits_of_a_mixed_batch_are_those_of_whole_sequences(sigma, gene
     for step, logits in enumerate(found):
         expected = [whole[row, len(prompt) - 1 + step] for row, prompt in enumerate(prompts)]
         assert np.allclose(logits, expected, atol=1e-4)
+
+
+def test_scores_are_of_the_item_s_domain(sigma, generator):
+    """Those of whole sequences; a prefix that was computed for one domain is not that of another."""
+    import mindspore as ms
+
+    from pangu_ms.checkpoint.model import load_model
+
+    random, scorer = np.random.default_rng(1), Scorer(generator.decoder, generator.tokenizer, slot=1)
+    prefix, continuations = random.integers(0, 384, 12).tolist(), [random.integers(0, 384, n).tolist() for n in (1, 7)]
+    items = [Item.choice(prefix, continuations, domain) for domain in (LAW, TEXT, CODE, LAW)]
+    scores, model = dict(scorer.score_all(items)), load_model(sigma, sigma.config()).set_train(False)
+    ids = np.array([prefix + continuations[1]], np.int32)
+    arrays = (ids, np.arange(ids.size, dtype=np.int32)[None], np.zeros_like(ids))
+    for index, item in enumerate(items):
+        with eager():
+            logits = model(*map(ms.Tensor, arrays), None, ms.Tensor(np.array([item.domain], np.int32))).asnumpy()[
+                0, 11:
+            ]
+        logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        for continuation, score in zip(continuations, scores[index], strict=True):
+            wanted = logprobs if continuation == continuations[1] else logprobs[:1]
+            chosen = [wanted[i, token] for i, token in enumerate(continuation)]
+            np.testing.assert_allclose(score.logprobs, chosen, atol=1e-4)
+    assert scorer.counts.computed_tokens == 3 * 11 + 4 * (1 + 7)
+    assert len({score[0].logprobs for score in scores.values()}) == 3
 
 
 def test_a_batch_of_all_domains_equals_its_prompts_one_by_one(generator, texts):

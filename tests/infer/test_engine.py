@@ -24,6 +24,7 @@ class Letters:
     """A tokenizer without stop tokens: each id is a character."""
 
     stop_ids: tuple[int, ...] = ()
+    vocab_size, eod_id = CONFIG.vocab_size, 3
 
     def __init__(self):
         self._bytes_of = [chr(200 + i).encode() for i in range(CONFIG.vocab_size)]
@@ -174,7 +175,8 @@ PUBLISHED = [pytest.param(name, marks=pytest.mark.slow) for name in ("paper", "p
 @pytest.mark.parametrize("policy", [*(name for name in POLICIES if not name.startswith("paper")), *PUBLISHED])
 def test_the_engine_takes_the_steps_of_the_simulator(decoder, policy, monkeypatch):
     """40 requests with lengths given, and predictions that are wrong by some tokens: all policies, and each answer is
-    its request's."""
+    its request's. Policies whose rows share a budget have less than all slots could hold."""
+    budget = 2 * CAPACITY + 7 if POLICIES[policy].rows == "budget" else None
     rng = np.random.default_rng(5)
     prompts, lengths = rng.integers(1, 13, 40), rng.integers(1, 11, 40)
     predicted = np.maximum(1, lengths + rng.integers(-3, 4, 40))
@@ -190,7 +192,7 @@ def test_the_engine_takes_the_steps_of_the_simulator(decoder, policy, monkeypatc
         for i, p in enumerate(prompts)
     ]
     simulated = simulate(
-        POLICIES[policy].make(settings), given, Rows(SLOTS, CAPACITY, CHUNK), max_new_tokens=11, clock="steps"
+        POLICIES[policy].make(settings), given, Rows(SLOTS, CAPACITY, CHUNK, budget), max_new_tokens=11, clock="steps"
     )
     add = Continuation.add
 
@@ -201,15 +203,15 @@ def test_the_engine_takes_the_steps_of_the_simulator(decoder, policy, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(Continuation, "add", stop_at_length)
-        answers, engine = run_all(decoder, requests, POLICIES[policy].make(settings))
+        answers, engine = run_all(decoder, requests, POLICIES[policy].make(settings), budget)
     assert {number: len(ids) for number, ids in answers.items()} == dict(enumerate(lengths))
     assert engine.counts.steps == simulated.steps
     for number in range(0, 40, 7):
         assert answers[number] == alone(decoder, cut(requests[number], lengths[number]))
 
 
-def run_all(decoder, requests, scheduler):
-    engine = Engine(decoder, Letters(), scheduler, prefix_cache=False)
+def run_all(decoder, requests, scheduler, budget=None):
+    engine = Engine(decoder, Letters(), scheduler, prefix_cache=False, budget_tokens=budget)
     for request in requests:
         engine.submit(request)
     return {number: continuation.ids for number, continuation in engine.run()}, engine
@@ -303,6 +305,26 @@ def test_mistakes(decoder):
         engine.submit(Request((), SamplingConfig(), index=2))
     with pytest.raises(GenerationError, match=f"prompt 1: has {CAPACITY} tokens; prompt and continuation must fit in"):
         engine.submit(Request((4,) * CAPACITY, SamplingConfig()))
+    for token in (-1, CONFIG.vocab_size):
+        with pytest.raises(GenerationError, match=f"prompt 2: token {token} at position 1: must be 0 to"):
+            engine.submit(Request((4, token), SamplingConfig(), index=1))
     with pytest.raises(GenerationError, match="prompt 1: domain 3: the model has 0 domains"):
         engine.submit(Request((4,), SamplingConfig(), domain=3))
     assert not engine.busy and engine.step() == []
+
+
+def test_scores_between_steps_disturb_no_request(decoder, expected):
+    """Those of a prompt that a slot holds, and of greedy tokens; without a free slot they are refused."""
+    engine = Engine(decoder, Letters())
+    numbers = {engine.submit(REQUESTS[i]): i for i in (0, 3, 6)}
+    results = dict(engine.step())
+    while engine.busy:
+        (score, other) = engine.score(REQUESTS[3].prompt, [expected[3], [5]])
+        assert len(score.logprobs) == len(expected[3]) and score.is_greedy and not other.is_greedy
+        results |= dict(engine.step())
+    assert {numbers[number]: one.ids for number, one in results.items()} == {i: expected[i] for i in (0, 3, 6)}
+    for i in range(SLOTS):
+        engine.submit(REQUESTS[i])
+    engine.step()
+    with pytest.raises(GenerationError, match="score: requests run in all slots; score when one has ended"):
+        engine.score([5], [[6]])

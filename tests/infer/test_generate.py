@@ -5,11 +5,14 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from pangu_ms.checkpoint.store import open_checkpoint
+from pangu_ms.cli import generate
 from pangu_ms.cli.main import main
+from pangu_ms.core.console import guarded
 from pangu_ms.core.errors import GenerationError
 from pangu_ms.infer.answers import AnswerFile
 from pangu_ms.infer.generate import Generation, Prompt
@@ -241,6 +244,18 @@ def test_answers_to_other_prompts_are_not_mixed(loaded, trained_run, prompt_file
     output.write_text("")
     assert main(command) == 2
     assert f"{output}: exists" in capsys.readouterr().err and part.read_text() == "text"
+
+
+def test_an_interruption_prints_the_continuations_that_have_ended(trained_run, monkeypatch, capsys):
+    def each(prompts, on_text=None, only=None):
+        yield 1, 0, Generation("b", "c", (5,), "length")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pangu_ms.infer.load.load_generator", lambda *_, **__: SimpleNamespace(each=each))
+    command = ["generate", str(trained_run), "--prompt", "a", "--prompt", "b", "--json"]
+    assert guarded("pangu generate", lambda: generate.main(command[1:])) == 130
+    output, error = capsys.readouterr()
+    assert json.loads(output)["text"] == "c" and error.endswith("pangu generate: interrupted\n")
 
 
 def test_answers_are_of_one_model_with_one_dtype_of_its_weights(trained_run, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Models with packed weights: what they compute, and that a sequence's bits do not depend on the others."""
 
 import functools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,8 +9,11 @@ import pytest
 from ascend_ops.packing import pack, unpack
 from pangu_ms.checkpoint import store
 from pangu_ms.config.load import load_config
+from pangu_ms.infer import scoring
 from pangu_ms.infer.decoder import GraphShape
-from pangu_ms.infer.load import load_decoder
+from pangu_ms.infer.load import load_decoder, load_scorer
+from pangu_ms.infer.scoring import Item, Scorer
+from pangu_ms.infer.window_scorer import WindowScorer
 from tests.models.alpha import random_parameters, small
 from tests.reference.alpha_numpy import forward
 
@@ -67,3 +71,34 @@ def test_bits_of_a_sequence_do_not_depend_on_slots_and_chunks(checkpoint, found)
     is computed by the kernel of few rows, whose last bits differ.)"""
     other = logits(load_decoder(checkpoint, GraphShape.fitting(24, 5, 20, 14), weights="float32"))
     assert np.array_equal(found("float32"), other)
+
+
+def test_bits_of_scores_do_not_depend_on_order_and_chunks(checkpoint, monkeypatch):
+    """Prefixes that others share, or not; chunks that cut the sequences elsewhere."""
+    decoder = load_decoder(checkpoint, GraphShape.fitting(24, 1, 24, 10), weights="float32")
+    random = np.random.default_rng(0)
+    stem = random.integers(4, 61, 24).tolist()
+    items = [
+        Item.choice(stem[:n], [random.integers(4, 61, m).tolist() for m in (1, 4)]) for n in (0, 3, 11, 12, 20, 30)
+    ]
+    tokenizer = SimpleNamespace(vocab_size=61, eod_id=3)
+    found = dict(Scorer(decoder, tokenizer).score_all(items))
+    monkeypatch.setattr(scoring, "SMALL", 9)
+    monkeypatch.setattr(scoring, "LARGE", 18)
+    other = Scorer(decoder, tokenizer)
+    for index, item in reversed(list(enumerate(items))):
+        assert dict(other.score_all([Item(item.pairs[::-1])]))[0][::-1] == found[index]
+
+
+def test_a_text_has_the_same_scores_with_and_without_a_cache(checkpoint):
+    """Windows in batches, one of which is not full; chunks of one sequence, whose attention is another kernel."""
+    random, tokenizer = np.random.default_rng(1), SimpleNamespace(vocab_size=61, eod_id=3)
+    texts = [Item.text(random.integers(4, 61, n).tolist(), 24) for n in (1, 24, 25, 100)]
+    windows = load_scorer(checkpoint, texts, tokenizer, weights="float32")
+    assert isinstance(windows, WindowScorer)
+    cached = load_scorer(checkpoint, [*texts, Item.choice([5], [[6]])], tokenizer, weights="float32")
+    others = dict(cached.score_all(texts))
+    for index, scores in windows.score_all(texts):
+        for score, other in zip(scores, others[index], strict=True):
+            np.testing.assert_allclose(score.logprobs, other.logprobs, atol=1e-5)
+            assert score.greedy == other.greedy

@@ -1,11 +1,17 @@
 """Memory of generation: exact against the arrays of a model that generates; what does not fit says what to lower."""
 
 import json
+import tracemalloc
 
+import numpy as np
 import pytest
 
+from ascend_ops.packing import pack
 from pangu_ms.cli.main import main
+from pangu_ms.config.load import load_config
 from pangu_ms.core.errors import GenerationError
+from pangu_ms.infer.beam import Hypothesis, _candidates
+from pangu_ms.infer.sampling import Sampler, SamplingConfig
 from pangu_ms.planner.serving import ServingMemory
 from tests.infer.common import make_decoder
 from tests.models.alpha import random_parameters, small
@@ -18,6 +24,16 @@ def test_weights_and_cache_are_those_of_the_model(mindspore_cpu):
     assert 3 * memory.slot_bytes == sum(cache.asnumpy().nbytes for cache in decoder.caches)
     parameters = sum(parameter.asnumpy().nbytes for parameter in decoder.graph.get_parameters())
     assert memory.weights_bytes == parameters - 3 * memory.slot_bytes
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("name", ["alpha/tiny", "moge/tiny"])
+def test_packed_weights_have_the_bytes_of_packing(name, weights):
+    config = load_config(name).model
+    arrays = {name: np.ones(shape, np.float32) for name, shape in config.parameter_shapes().items()}
+    packed = sum(pack(arrays.pop(name), weights).nbytes for name in config.packed_matrices())
+    expected = packed + sum(array.nbytes for array in arrays.values())
+    assert ServingMemory(config, 3, 20, 5, weights).weights_bytes == expected
 
 
 def test_as_many_slots_fit_as_are_told():
@@ -35,6 +51,21 @@ def test_as_many_slots_fit_as_are_told():
             ServingMemory(config, room + 1, 20, 5).require_fitting(100 * free)
     with pytest.raises(GenerationError, match="use a smaller model, or free some memory"):
         memory.require_fitting(1000)
+
+
+def test_the_scores_of_a_beam_search_are_within_what_is_counted():
+    """Against the largest sum of numpy's arrays that live at once."""
+    config = small(vocab_size=20000)
+    logits = np.random.default_rng(0).normal(size=(4, config.vocab_size)).astype(np.float32)
+    sampler = Sampler(SamplingConfig(num_beams=4, repetition_penalty=1.2, frequency_penalty=0.1), [3, 4], 0)
+    tracemalloc.start()
+    _candidates([Hypothesis((1, 2), -1.0)] * 4, logits, sampler, 8)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    counted = (
+        ServingMemory(config, 4, 20, 5, searches_beams=True).step_bytes - ServingMemory(config, 4, 20, 5).step_bytes
+    )
+    assert 0.7 * counted < peak <= counted
 
 
 def test_the_command(capsys):

@@ -2,15 +2,33 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from pangu_ms.core.errors import GenerationError
 from pangu_ms.infer.scheduling.slots import SlotTable
 from pangu_ms.infer.scheduling.state import Scheduler, State, StepPlan, Waiting
 
-Cost = Callable[[int, int], float]
-"""Seconds of a step by its decoding rows and its prompt tokens."""
+
+class Work(NamedTuple):
+    """What one step computes.
+
+    Attributes:
+        rows: decoding rows that are paid for; see StepPlan.
+        prompt_tokens: tokens of the chunk.
+        tokens: rows that get a token; fewer than `rows` where requests of a static batch have ended.
+        cached_tokens: that these rows attend to.
+    """
+
+    rows: int
+    prompt_tokens: int = 0
+    tokens: int = 0
+    cached_tokens: int = 0
+
+
+Cost = Callable[[Work], float]
+"""Seconds of a step."""
 CLOCKS = ("seconds", "steps")
 
 
@@ -25,27 +43,39 @@ class LinearCost:
     row: float = 0.004
     prompt_token: float = 0.0
 
-    def __call__(self, rows: int, prompt_tokens: int) -> float:
+    def __call__(self, work: Work) -> float:
         """The seconds of a step."""
-        return self.step + self.row * rows + self.prompt_token * prompt_tokens
+        return self.step + self.row * work.rows + self.prompt_token * work.prompt_tokens
 
 
 @dataclass(frozen=True)
 class GraphCost:
-    """Seconds of a step of static graphs, which cost the same however many of their rows are used.
+    """Seconds of a step of static graphs, whose products cost the same however many of their rows are used; what is
+    done for each row behind the graph, and attention to cached tokens, comes on top. `step_costs.py` measures it.
 
     Attributes:
         decode: seconds of the graph without a chunk, by its decoding rows.
         with_chunk: seconds of the graph with a chunk, likewise.
+        row: seconds for each row that gets a token, such as choosing it.
+        cached_token: seconds for each cached token that a row attends to.
     """
 
     decode: Mapping[int, float]
     with_chunk: Mapping[int, float]
+    row: float = 0.0
+    cached_token: float = 0.0
 
-    def __call__(self, rows: int, prompt_tokens: int) -> float:
-        """The seconds of the smallest graph with so many rows."""
-        graphs = self.with_chunk if prompt_tokens else self.decode
-        return graphs[min(graph for graph in graphs if graph >= rows)]
+    def __call__(self, work: Work) -> float:
+        """The seconds of the smallest graph with so many rows.
+
+        Raises:
+            GenerationError: there is none.
+        """
+        graphs = self.with_chunk if work.prompt_tokens else self.decode
+        large = [graph for graph in graphs if graph >= work.rows]
+        if not large:
+            raise GenerationError(f"a step of {work.rows} rows: the largest graph that was measured has {max(graphs)}")
+        return graphs[min(large)] + self.row * work.tokens + self.cached_token * work.cached_tokens
 
 
 @dataclass(frozen=True)
@@ -91,6 +121,7 @@ class Simulation:
         peak_tokens: the most cache tokens that running requests reserved.
         peak_kept_tokens: the most tokens whose cache was kept outside of the slots, beside the budget.
         waits: of each request, from its arrival to its first admission, on the simulation's clock.
+        first_tokens: of each request, from its arrival to its first token.
         latencies: of each request, from its arrival to its last token.
         answers: of each request, how many tokens it got.
     """
@@ -105,6 +136,7 @@ class Simulation:
     peak_tokens: int = 0
     peak_kept_tokens: int = 0
     waits: dict[int, float] = field(default_factory=dict)
+    first_tokens: dict[int, float] = field(default_factory=dict)
     latencies: dict[int, float] = field(default_factory=dict)
     answers: dict[int, int] = field(default_factory=dict)
 
@@ -112,6 +144,7 @@ class Simulation:
         """The figures of a report. `average_length` and `effective_ratio` are the paper's metrics (spec G1): computed
         tokens for each request, and the share of them that is useful."""
         waits, latencies = np.array([*self.waits.values()]), np.array([*self.latencies.values()])
+        firsts, per_token = np.array([*self.first_tokens.values()]), np.array(self.times_per_token())
         return {
             "requests": self.requests,
             "steps": self.steps,
@@ -126,8 +159,16 @@ class Simulation:
             "peak_cache_tokens": self.peak_tokens,
             "peak_kept_tokens": self.peak_kept_tokens,
             "wait": _spread(waits),
+            "first_token": _spread(firsts),
+            "per_token": _spread(per_token),
             "latency": _spread(latencies),
         }
+
+    def times_per_token(self) -> list[float]:
+        """Of each request, the mean time between its tokens; 0 if it has one."""
+        return [
+            (self.latencies[one] - self.first_tokens[one]) / max(self.answers[one] - 1, 1) for one in self.latencies
+        ]
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:
@@ -216,12 +257,18 @@ class _Run:
         if plan.admit:
             reserved = sum(one.prompt_tokens + one.limit for one in table.slots if one)
             result.peak_tokens = max(result.peak_tokens, reserved)
-        seconds = self.cost(plan.rows, plan.prefill.num_tokens if plan.prefill else 0)
+        decoding = [running for slot in plan.decode if (running := table.slots[slot])]
+        cached = sum(running.prompt_tokens + running.generated for running in decoding)
+        seconds = self.cost(Work(plan.rows, plan.prefill.num_tokens if plan.prefill else 0, len(decoding), cached))
         first_tokens = self._first_tokens(plan)
+        before = tuple(table.slots)
         ended = table.advance(plan, self._stopped(plan, first_tokens))
         result.steps += 1
         result.seconds += seconds
         self.now += 1 if self.in_steps else seconds
+        for slot in (*plan.decode, *first_tokens):
+            if (running := before[slot]) and not running.generated:
+                result.first_tokens.setdefault(running.id, self.now - self.requests[running.id].arrival)
         result.decoded_rows += plan.rows
         result.computed_tokens += plan.rows + len(first_tokens)
         for one in ended.finished:

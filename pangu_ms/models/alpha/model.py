@@ -52,13 +52,13 @@ class Block(nn.Cell):
         key,
         query_BQE=None,
         residual_BQE=None,
-        query_positions_BQ=None,
+        query_places=None,
         ids_BQ=None,
         domain_B=None,
     ):
         """[B, S, E] -> [B, S, E]; for the arguments of the query layer see `attend`, for the last two
         `feed_forward`."""
-        normed_BSE, x_BSE = self.attend(x_BSE, segments_BS, places, key, query_BQE, residual_BQE, query_positions_BQ)
+        normed_BSE, x_BSE = self.attend(x_BSE, segments_BS, places, key, query_BQE, residual_BQE, query_places)
         return ascend_ops.add_to_stream(x_BSE, self.ffn_dropout(self.feed_forward(normed_BSE, ids_BQ, domain_B), key))
 
     def feed_forward(self, x_BQE, ids_BQ, domain_B):
@@ -66,11 +66,11 @@ class Block(nn.Cell):
         of each sequence."""
         return self.ffn(x_BQE)
 
-    def attend(self, x_BSE, segments_BS, places, key, query_BQE=None, residual_BQE=None, query_positions_BQ=None):
+    def attend(self, x_BSE, segments_BS, places, key, query_BQE=None, residual_BQE=None, query_places=None):
         """Attention with its residual connection: (what the feed-forward network reads, the stream), both [B, S, E].
 
         Only the query layer is called with the last three arguments: `query`, which attends to the stream `x`, the
-        stream (`residual`) at the positions of the query, and with a cache these positions; the results are then
+        stream (`residual`) at the positions of the query, and with a cache their places; the results are then
         [B, Q, E].
         """
         if query_BQE is None:
@@ -79,7 +79,7 @@ class Block(nn.Cell):
         else:
             for_query, residual_BSE = query_BQE, residual_BQE
             for_key, for_value = self.fork_two(self.attention_norm(x_BSE))
-        attended_BSE = self.attention(for_query, for_key, for_value, segments_BS, places, query_positions_BQ, key)
+        attended_BSE = self.attention(for_query, for_key, for_value, segments_BS, places, query_places, key)
         return self.ffn_norm.after_sum(self.attention_dropout(attended_BSE, key), residual_BSE)
 
 
@@ -99,6 +99,7 @@ class PanguAlpha(nn.Cell):
         repeated = {kind: lazy_inlined(kind, cache) for kind in kinds}
         self.blocks = nn.CellList([repeated[kind](config, cache) for kind in kinds[:-1]])
         self.query_layer = kinds[-1](config, cache)
+        self.query_layer.attention.reads_one_input = False
         self.final_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.product_with_table = Logits()
         self.norm_before_query = config.final_norm_position == "before_query"
@@ -130,13 +131,13 @@ class PanguAlpha(nn.Cell):
         return self.final_norm(x_BSE) if self.norm_before_query else x_BSE
 
     def attend_by_position(
-        self, x_BSE, residual_BQE, positions_BQ, segments_BS, places, query_positions_BQ, key, ids_BQ, domain_B
+        self, x_BSE, residual_BQE, positions_BQ, segments_BS, places, query_places, key, ids_BQ, domain_B
     ):
         """The query layer: [B, Q, E]."""
         query_BQE = self.cast(self.query_embedding(positions_BQ), self.dtype)
         key = self.layer_key(key, len(self.blocks))
         return self.query_layer(
-            x_BSE, segments_BS, places, key, query_BQE, residual_BQE, query_positions_BQ, ids_BQ, domain_B
+            x_BSE, segments_BS, places, key, query_BQE, residual_BQE, query_places, ids_BQ, domain_B
         )
 
     def logits(self, x_BQE, table_VE, domain_B):
@@ -171,16 +172,13 @@ class PanguAlpha(nn.Cell):
         """
         # A value instead of the parameter: MindSpore copies a parameter that is read before and after cache writes.
         table_VE = ops.stop_gradient(self.word_table())
-        positions_N1 = places[0]
+        positions_N1, slots_N1 = places
         x_N1E = self.stream(ids_N1, positions_N1, None, places, None, domain_N)
-        ids_S1, positions_S1, residual_S1E = (
-            self.pick(ids_N1, last_S, 0),
-            self.pick(positions_N1, last_S, 0),
-            self.pick(x_N1E, last_S, 0),
-        )
+        ids_S1, residual_S1E = self.pick(ids_N1, last_S, 0), self.pick(x_N1E, last_S, 0)
+        positions_S1, slots_S1 = self.pick(positions_N1, last_S, 0), self.pick(slots_N1, last_S, 0)
         domain_S = None if domain_N is None else self.pick(domain_N, last_S, 0)
         x_S1E = self.attend_by_position(
-            x_N1E, residual_S1E, positions_S1, None, places, positions_S1, None, ids_S1, domain_S
+            x_N1E, residual_S1E, positions_S1, None, places, (positions_S1, slots_S1), None, ids_S1, domain_S
         )
         return self.cast(self.logits(x_S1E, table_VE, domain_S), ms.float32).squeeze(1)
 

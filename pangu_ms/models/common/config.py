@@ -361,6 +361,16 @@ class ModelConfig:
         shapes = self.parameter_shapes()
         return {name: shapes[name] for name, spec in self.parameters().items() if spec.trainable}
 
+    def packed_matrices(self) -> list[str]:
+        """Names of the matrices that inference may hold in another dtype: those whose products `pangu generate
+        --weights` packs and `pangu quantize` rounds. Stacks of experts and slots, routers, and tables of which only
+        rows are read are not among them."""
+        specs = self.parameters()
+        names = [name for name, spec in specs.items() if _is_packed(spec)]
+        if "head.weight" in specs:
+            names.remove("word_embedding.weight")
+        return names
+
     def num_parameters(self) -> int:
         """Number of values in all parameters, trainable or not."""
         return sum(math.prod(shape) for shape in self.parameter_shapes().values())
@@ -373,6 +383,12 @@ class ModelConfig:
         """A matrix of a layer that writes to the residual stream."""
         depth = {"constant": 0.5, "depth_scaled": self.num_layers, "layer_scaled": layer + 1}[self.init_rule]
         return ParameterSpec(("embed", in_axis), std=self.init_std / math.sqrt(2 * depth), decay=True)
+
+
+def _is_packed(spec: ParameterSpec) -> bool:
+    """Whether a parameter is a matrix or the table of words. (Parameters of activations have two dimensions, but no
+    weight decay.)"""
+    return len(spec.axes) == 2 and spec.decay and spec.axes[0] not in ("position", "router")
 
 
 def bias(axis: str) -> ParameterSpec:

@@ -69,9 +69,10 @@ class Linear(ShardedWeight):
     def construct(self, x):
         return ascend_ops.linear(x, self.weight, self.bias, self.axes)
 
-    def without_bias(self, x):
-        """x W^T, for a following operator that adds the bias itself."""
-        return ascend_ops.linear(x, self.weight, None, self.axes)
+    def activated(self, x, activation, channels="ffn"):
+        """activation(x W^T + b) by an Operator, which adds the bias itself; `channels` is the plan's name of the last
+        dimension of the result."""
+        return activation(ascend_ops.linear(x, self.weight, None, self.axes), self.bias, channels)
 
 
 class StackedLinear(nn.Cell):
@@ -240,59 +241,45 @@ class KVCache(nn.Cell):
     """Keys and values of one attention layer for sequences in slots, which are at positions of their own.
 
     A call appends one token to each of the S slots, and perhaps a chunk of P tokens to one of them: N = S or S + P new
-    rows. A slot has one row more than its capacity. New rows that belong to no sequence are written there, and nothing
-    reads it: a slot that has no token to append, or a chunk that is not full, changes no other row. The heads of a row
-    are contiguous: [G * D].
+    rows. A slot has one row more than its capacity, which nothing reads: there composed operators write the rows that
+    belong to no sequence. The heads of a row are contiguous: [G * D].
     """
 
     def __init__(self, shape: CacheShape, width: int, dtype: ms.Type, num_heads: int):
         super().__init__()
         self.num_slots, self.num_heads = shape.num_slots, num_heads
-        self.shape_SCW = (shape.num_slots, shape.capacity + 1, width)
         rows = shape.num_slots * (shape.capacity + 1)
         self.keys, self.values = (
             Parameter(initializer("zeros", (rows, width), dtype), name=n, requires_grad=False)
             for n in ("keys", "values")
         )
-        self.index_SC = Tensor(np.tile(np.arange(shape.capacity + 1, dtype=np.int32), (shape.num_slots, 1)))
-        self.write_key, self.write_value, self.concat = ops.ScatterNdUpdate(), ops.ScatterNdUpdate(), ops.Concat(0)
-        self.pick = ops.Gather()
 
-    def construct(self, q_Q1A, k_N1W, v_N1W, places, query_positions_Q1=None):
+    def construct(self, q_Q1A, k_N1W, v_N1W, places, query_places):
         """Write the new rows, then attend to what each query's slot holds up to the query's own position.
 
         Args:
             q_Q1A: queries: those of the N rows, or one for each slot.
             k_N1W, v_N1W: keys and values of the N rows.
-            places: where the N rows are: positions in their sequences, int32 [N, 1]; rows of the cache, int32 [N, 1];
-                the slot of the chunk, int32 [1].
-            query_positions_Q1: int32, the positions of the queries in their sequences; None: those of the N rows.
+            places: where the N rows are: positions in their sequences, int32 [N, 1], and slots, int32 [N, 1]; -1 is the
+                slot of a row that belongs to no sequence.
+            query_places: those of the queries.
 
         Returns:
             [Q, 1, A].
         """
-        positions_N1, rows_N1, chunk_slot_1 = places
-        if query_positions_Q1 is None:
-            query_positions_Q1 = positions_N1
-        width = self.shape_SCW[2]
-        keys_SCW = self.write_key(self.keys, rows_N1, k_N1W.reshape(-1, width)).reshape(self.shape_SCW)
-        values_SCW = self.write_value(self.values, rows_N1, v_N1W.reshape(-1, width)).reshape(self.shape_SCW)
-        S = self.num_slots
-        y_S1A = self.attend(q_Q1A[:S], keys_SCW, values_SCW, query_positions_Q1[:S], self.index_SC)
-        if q_Q1A.shape[0] == S:
-            return y_S1A
-        y_1PA = self.attend(
-            q_Q1A[S:].swapaxes(0, 1),
-            self.pick(keys_SCW, chunk_slot_1, 0),
-            self.pick(values_SCW, chunk_slot_1, 0),
-            query_positions_Q1[S:].swapaxes(0, 1),
-            self.index_SC[:1],
+        return ascend_ops.cached_attention(
+            q_Q1A,
+            k_N1W,
+            v_N1W,
+            self.keys,
+            self.values,
+            places[0],
+            places[1],
+            query_places[0],
+            query_places[1],
+            self.num_heads,
+            self.num_slots,
         )
-        return self.concat((y_S1A, y_1PA.swapaxes(0, 1)))
-
-    def attend(self, q, keys, values, query_index, key_index):
-        """Each query to the keys whose index is at most its own."""
-        return ascend_ops.causal_attention(q, keys, values, query_index, key_index, num_heads=self.num_heads)
 
 
 class Attention(nn.Cell):
@@ -309,23 +296,25 @@ class Attention(nn.Cell):
         self.query = Linear(config.hidden_size, query_width, bias)
         self.key, self.value = (Linear(config.hidden_size, width, bias) for _ in range(2))
         self.output = Linear(query_width, config.hidden_size, bias)
+        self.reads_one_input, self.joined = True, 0
+        """Whether queries, keys and values have one input; and how many of them packed weights give at once."""
         self.mix = Operator(ascend_ops.causal_attention)
         self.cache = KVCache(cache, width, getattr(ms, config.compute_dtype), self.num_heads) if cache else None
 
     def construct(
-        self, query_BQE, for_key_BKE, for_value_BKE, segments_BK, places, query_positions_BQ, key, cos_sin_BKD=None
+        self, query_BQE, for_key_BKE, for_value_BKE, segments_BK, places, query_places, key, cos_sin_BKD=None
     ):
-        """-> [B, Q, E]. With a cache, B are new rows and Q is 1; for `places` and `query_positions` see KVCache.
+        """-> [B, Q, E]. With a cache, B are new rows and Q is 1; for `places` and `query_places` see KVCache.
         With `cos_sin` (see ascend_ops.rotary_embedding) queries and keys are rotated; both must then have the same
         positions."""
-        q_BQA, k_BKW, v_BKW = self.query(query_BQE), self.key(for_key_BKE), self.value(for_value_BKE)
+        q_BQA, k_BKW, v_BKW = self.project(query_BQE, for_key_BKE, for_value_BKE)
         if cos_sin_BKD is not None:
             q_BQA, k_BKW = (
                 ascend_ops.rotary_embedding(q_BQA, cos_sin_BKD),
                 ascend_ops.rotary_embedding(k_BKW, cos_sin_BKD),
             )
         if self.cache is not None:
-            y_BQA = self.cache(q_BQA, k_BKW, v_BKW, places, query_positions_BQ)
+            y_BQA = self.cache(q_BQA, k_BKW, v_BKW, places, places if query_places is None else query_places)
         else:
             rate = self.dropout_rate if self.training else 0.0
             seed = ascend_ops.dropout_seed(key, 0) if rate > 0.0 else None
@@ -333,6 +322,15 @@ class Attention(nn.Cell):
                 q_BQA, k_BKW, v_BKW, None, None, segments_BK, segments_BK, None, self.num_heads, rate, seed
             )
         return self.output(y_BQA)
+
+    def project(self, query_BQE, for_key_BKE, for_value_BKE):
+        """Queries, keys and values. With packed weights (infer/packed_model.py) those of one input are one product."""
+        if self.joined == 3:
+            return self.query(query_BQE)
+        if self.joined == 2:
+            k_BKW, v_BKW = self.key(for_key_BKE)
+            return self.query(query_BQE), k_BKW, v_BKW
+        return self.query(query_BQE), self.key(for_key_BKE), self.value(for_value_BKE)
 
 
 class FeedForward(nn.Cell):
@@ -345,4 +343,4 @@ class FeedForward(nn.Cell):
         self.activation = Operator(getattr(ascend_ops, activation))
 
     def construct(self, x_BSE):
-        return self.down(self.activation(self.up.without_bias(x_BSE), self.up.bias))
+        return self.down(self.up.activated(x_BSE, self.activation))

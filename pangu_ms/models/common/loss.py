@@ -47,6 +47,22 @@ class TokenLoss(nn.Cell):
         return self.total(loss_BS * mask_BS)
 
 
+class TokenLogprobs(nn.Cell):
+    """The log-probabilities of given tokens behind the tokens of whole rows, without a cache, for inference."""
+
+    def __init__(self, model: nn.Cell):
+        """Wrap a model of `build_model`."""
+        super().__init__(auto_prefix=False)
+        self.model = model
+        self.set_train(False)
+
+    def construct(self, ids_BS, positions_BS, segments_BS, targets_BS, *extra_and_key):
+        """All int32 [B, S]; a negative target is not wanted; then as for TokenLoss -> (log-probability of each target,
+        float32, the likeliest token in its place, int32), both [B, S]."""
+        logits_BSV = self.model(ids_BS, positions_BS, segments_BS, extra_and_key[-1], *extra_and_key[:-1])
+        return ascend_ops.token_logprobs(logits_BSV, targets_BS)
+
+
 def add_gradient_of(loss, other):
     """The value of `loss`, with the gradient of loss + other; both are scalars."""
     return loss + (other - ops.stop_gradient(other))

@@ -36,9 +36,7 @@ class AugmentedShortcut(nn.Cell):
 
     def construct(self, x_BSE):
         rows = ascend_ops.as_rows(x_BSE)
-        return ascend_ops.from_rows(
-            self.up(self.activation(self.down.without_bias(rows), self.down.bias, "bottleneck")), x_BSE
-        )
+        return ascend_ops.from_rows(self.up(self.down.activated(rows, self.activation, "bottleneck")), x_BSE)
 
 
 class SeriesScale(nn.Cell):
@@ -68,23 +66,32 @@ class FeedForward(nn.Cell):
         self.siaf = SeriesScale(config) if self.with_series else None
         self.num_added_gates = config.siaf_terms - 1 if config.siaf_mode == "matrices" else 0
         self.siaf_gates = nn.CellList([Linear(*sizes, bias=False) for _ in range(self.num_added_gates)])
+        self.joined = False
+        """Whether the cell `gate` is the whole gated product, with packed weights (infer/packed_model.py)."""
         self.fork_input, self.fork_up = (
             ascend_ops.fork(2 + self.num_added_gates),
             ascend_ops.fork(1 + self.num_added_gates),
         )
 
     def construct(self, x_BSE):
+        scale, shift = None, None
+        if self.with_series and self.position == "gate":
+            scale, shift = self.siaf.scale, self.siaf.shift
+        if self.joined:
+            return self.down(self.with_product_series(self.gate(x_BSE, scale, shift)))
         inputs = self.fork_input(x_BSE)
         gate_BSF, ups = self.gate(inputs[0]), self.fork_up(self.up(inputs[1]))
-        if self.with_series and self.position == "gate":
-            return self.down(self.glu(gate_BSF, ups[0], None, None, self.siaf.scale, self.siaf.shift, self.activation))
-        y_BSF = self.glu(gate_BSF, ups[0], None, None, None, None, self.activation)
-        if self.with_series:
-            y_BSF = self.series(y_BSF, self.siaf.scale, self.siaf.shift, None, self.activation)
+        y_BSF = self.with_product_series(self.glu(gate_BSF, ups[0], None, None, scale, shift, self.activation))
         for i in range(self.num_added_gates):  # phi(gate) * up, term by term
             term_BSF = self.glu(self.siaf_gates[i](inputs[2 + i]), ups[1 + i], None, None, None, None, self.activation)
             y_BSF = ascend_ops.add(y_BSF, term_BSF)
         return self.down(y_BSF)
+
+    def with_product_series(self, y_BSF):
+        """The series of the gated product, where it stands there."""
+        if self.with_series and self.position == "product":
+            return self.series(y_BSF, self.siaf.scale, self.siaf.shift, None, self.activation)
+        return y_BSF
 
 
 class Block(nn.Cell):

@@ -1,5 +1,6 @@
 """Predictors: what they learn, what is written and refused, and how lengths are read, described and labelled."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -12,9 +13,12 @@ from pangu_ms.infer.scheduling.length_predictors import (
     LengthPredictor,
     NgramRidge,
     Oracle,
+    OwnAnswer,
     Prompt,
+    StateProbe,
     TemplateMean,
     _features,
+    first_number,
     load_predictor,
     save_predictor,
 )
@@ -33,8 +37,12 @@ class FakeTokenizer:
     def made(self, fingerprint, where):
         return fingerprint == self.fingerprint
 
+    def encode(self, text):
+        return [ord(letter) for letter in text]
+
 
 OURS, OTHER = FakeTokenizer("a" * 64), FakeTokenizer("b" * 64)
+PROBE = {"format_version": 1, "tokenizer": "a" * 64, "kind": "probe", "checkpoint": "c" * 64, "longest": 9.0}
 
 
 def samples(number, seed=0):
@@ -92,6 +100,56 @@ def test_ridge_solves_its_normal_equations():
     assert np.allclose(predictor.weights, wanted, atol=1e-8)
 
 
+class PlantedStates:
+    """Hidden states of which two of twelve numbers tell the length; one never changes."""
+
+    digest, size, checkpoint = "c" * 64, 12, type("Checkpoint", (), {"path": "run/checkpoints/step-00000003"})
+
+    def __call__(self, prompts):
+        rows = []
+        for ids in prompts:
+            noise = np.random.default_rng(list(ids)).standard_normal(12)
+            rows.append([noise[0] * 1e-3, *(noise[1:10] * 50), ids[0], 7.0])
+        return np.array(rows, np.float32)
+
+
+def test_a_probe_solves_its_normal_equations_on_scaled_states():
+    """Against least squares on features of the variance 1, with a row for each penalty."""
+    train, states = samples(150), PlantedStates()
+    prompts, true = [prompt for prompt, _ in train], np.array([length for _, length in train])
+    probe = StateProbe.fit(prompts, true.tolist(), states.digest, states, ridge=3.0)
+    raw = np.hstack([states([one.token_ids for one in prompts]), np.full((150, 1), np.log1p(13))])
+    scaled = (raw - raw.mean(0)) / np.maximum(raw.std(0), 1e-9)
+    rows = np.vstack([np.hstack([scaled, np.ones((150, 1))]), np.sqrt(3.0) * np.eye(14)[:-1]])
+    wanted = np.linalg.lstsq(rows, np.concatenate([np.log(true), np.zeros(13)]), rcond=None)[0]
+    expected = np.exp(np.hstack([scaled, np.ones((150, 1))]) @ wanted)
+    assert np.allclose(probe.predict(prompts), np.clip(expected, 1, true.max()), rtol=1e-6)
+
+
+def test_a_probe_reads_the_length_from_the_state():
+    train, test, states = samples(400), samples(200, seed=1), PlantedStates()
+    prompts, true = zip(*test)
+    probe = StateProbe.fit([one for one, _ in train], [length for _, length in train], states.digest, states, 1.0)
+    assert accuracy(probe.predict(prompts), true)["acc_50"] > 0.8 > accuracy([150] * 200, true)["acc_50"]
+    assert max(probe.predict(prompts)) <= probe.longest and probe.predict([]) == []
+
+
+def test_the_first_number_of_an_answer_counts():
+    said = {"about 120 tokens, or 130": 120, "0": 1, "9" * 400: 512, "none": None, "": None, "1,200": 1, " 37.5": 37}
+    assert {text: first_number(text, 512.0) for text in said} == said
+
+
+def test_a_model_that_says_no_number_has_the_median():
+    asked = []
+
+    def ask(prompts):
+        asked.extend(prompts)
+        return ["40", "many"]
+
+    predictor = OwnAnswer("how long?", 99.0, 512.0, lambda text: [len(text)], ask)
+    assert predictor.predict([Prompt((1, 2)), Prompt((3,))]) == [40.0, 99.0] and asked == [(1, 2, 9), (3, 9)]
+
+
 def test_features_tell_order_and_stay_as_they_are():
     first = _features(Prompt((5, 9, 5000)), 32)
     assert not np.array_equal(first, _features(Prompt((9, 5, 5000)), 32))
@@ -100,27 +158,50 @@ def test_features_tell_order_and_stay_as_they_are():
     assert np.flatnonzero(first[:-2]).tolist() == [0, 7, 13, 19, 31]
 
 
-@pytest.mark.parametrize("kind", ["ngrams", "template"])
+@pytest.mark.parametrize("kind", ["ngrams", "template", "probe", "answer"])
 def test_a_predictor_is_written_and_belongs_to_its_tokenizer(kind, tmp_path):
     train = samples(60)
-    if kind == "ngrams":
-        predictor = NgramRidge.fit([prompt for prompt, _ in train], [length for _, length in train], 64)
-    else:
-        predictor = TemplateMean()
-        for prompt, length in train:
-            predictor.observe(prompt, length)
+    states, known = PlantedStates(), ([prompt for prompt, _ in train], [length for _, length in train])
+    predictor = {
+        "ngrams": lambda: NgramRidge.fit(*known, 64),
+        "template": TemplateMean,
+        "probe": lambda: StateProbe.fit(*known, states.digest, states),
+        "answer": lambda: OwnAnswer("how long?", 99.0, 300.0, OURS.encode, lambda prompts: ["x"] * len(prompts)),
+    }[kind]()
+    for prompt, length in train:
+        predictor.observe(prompt, length)
     path = tmp_path / "predictor.json"
     save_predictor(path, predictor, OURS)
-    again = load_predictor(path, OURS)
+    again = load_predictor(path, OURS, states)
+    if kind == "answer":
+        again = dataclasses.replace(again, ask=predictor.ask)
     prompts = [prompt for prompt, _ in samples(40, seed=5)]
-    assert again.predict(prompts) == predictor.predict(prompts)
+    assert again == predictor if kind == "answer" else again.predict(prompts) == predictor.predict(prompts)
     with pytest.raises(DataError, match="trained with tokenizer aaaaaaaaaaaa, given bbbbbbbbbbbb"):
         load_predictor(path, OTHER)
     with pytest.raises(OutputError, match="nothing is overwritten"):
         save_predictor(path, predictor, OURS)
 
 
+def test_a_probe_belongs_to_its_checkpoint(tmp_path):
+    path, states = tmp_path / "probe.json", PlantedStates()
+    path.write_text(json.dumps(PROBE | {"weights": [0.0] * 14}))
+    assert load_predictor(path, OURS, states).states is states
+    with pytest.raises(DataError, match="probe.json: is a probe of hidden states, which need their checkpoint; give"):
+        load_predictor(path, OURS)
+    states.digest = "d" * 64
+    says = r"trained on checkpoint cccccccccccc, given dddddddddddd \(run/checkpoints/step-00000003\): must be the same"
+    with pytest.raises(DataError, match=says):
+        load_predictor(path, OURS, states)
+    states.digest, states.size = "c" * 64, 16
+    with pytest.raises(DataError, match="14 weights; a hidden size of 16 needs 18; train again"):
+        load_predictor(path, OURS, states)
+
+
 GOOD = {
+    "probe": PROBE | {"weights": [0.0] * 14},
+    "answer": {"format_version": 1, "tokenizer": "a" * 64, "kind": "answer", "question": "?", "longest": 9.0}
+    | {"otherwise": 4.0},
     "ngrams": {"format_version": 1, "tokenizer": "a" * 64, "kind": "ngrams", "longest": 9.0, "weights": [0.0] * 5},
     "template": {"format_version": 1, "tokenizer": "a" * 64, "kind": "template", "weight": 0.1, "templates": []},
 }
@@ -141,12 +222,16 @@ GOOD = {
         ("template", {"templates": [["a", "b", 1]]}),
         ("template", {"templates": [[7, 1.0, 1]]}),
         ("template", {"weight": 2}),
+        ("probe", {"checkpoint": 7}),
+        ("probe", {"weights": [0.0]}),
+        ("answer", {"question": None}),
+        ("answer", {"otherwise": 0}),
     ],
 )
 def test_damaged_predictors_are_one_line(kind, change, tmp_path):
     path = tmp_path / "predictor.json"
     path.write_text(json.dumps(GOOD[kind]))
-    load_predictor(path, OURS)
+    load_predictor(path, OURS, PlantedStates())
     path.write_text(json.dumps(GOOD[kind] | change))
     with pytest.raises(DataError, match="predictor.json: .+; .+") as error:
         load_predictor(path, OURS)
