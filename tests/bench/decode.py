@@ -50,15 +50,15 @@ CACHE_BYTES = {"checkpoint": 4, "package": 4, "llama.cpp": 2}
 """Of a cached key's element; that of PyTorch is the weights'."""
 
 
-def offered(source: str, weights: str) -> bool:
+def offered(source: str, weights: str, with_package: bool) -> bool:
     """Whether there is such a candidate."""
-    return source != "torch" or weights != "int8"
+    return with_package if source == "package" else source != "torch" or weights != "int8"
 
 
 class Reader:
     """Reads an array larger than every cache, in several ways in turn; the best counts."""
 
-    SIZE = 1 << 29
+    SIZE = 1 << 28
 
     def __init__(self) -> None:
         from concurrent.futures import ThreadPoolExecutor
@@ -376,11 +376,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", nargs="+", type=int, default=[1, 8, 16], help="sequences (default: 1 8 16)")
     parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=WEIGHTS, help="precisions (default: all)")
     parser.add_argument("--from", nargs="+", choices=SOURCES, default=SOURCES, dest="sources", help="default: all")
+    parser.add_argument(
+        "--package-batch-size", nargs="+", type=int, default=[1], help="of these also from a package (default: 1)"
+    )
     parser.add_argument("--llama", type=Path, metavar="DIR", help="llama.cpp's libraries")
     parser.add_argument("--torch", metavar="PYTHON", help="an interpreter with torch")
     parser.add_argument("--directory", type=Path, help="keep what is made, for the next run (default: temporary)")
     parser.add_argument("--rows", type=Path, metavar="FILE", help="JSON lines: goes on behind the groups in it")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each (default: 7)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each (default: 5)")
     parser.add_argument("--turn", type=float, default=0.3, metavar="SECONDS", help="of the slowest (default: 0.3)")
     parser.add_argument("--quick", action="store_true", help="the 10m models, 2 short turns")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
@@ -428,7 +431,8 @@ def run(bench: Bench, args: argparse.Namespace, sources: list[str]) -> list[dict
                     if (name, batch_size, weights) in done:
                         continue
                     began = time.monotonic()
-                    those = [source for source in sources if offered(source, weights)]
+                    with_package = batch_size in args.package_batch_size
+                    those = [source for source in sources if offered(source, weights, with_package)]
                     try:
                         new = bench.group(those, bench.files(name), batch_size, weights, reader)
                     except RuntimeError as error:
