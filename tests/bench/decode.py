@@ -50,15 +50,15 @@ CACHE_BYTES = {"checkpoint": 4, "package": 4, "llama.cpp": 2}
 """Of a cached key's element; that of PyTorch is the weights'."""
 
 
-def offered(source: str, weights: str) -> bool:
+def offered(source: str, weights: str, with_package: bool) -> bool:
     """Whether there is such a candidate."""
-    return weights != "int8" or source != "torch" if source != "package" else weights == "float32"
+    return with_package if source == "package" else source != "torch" or weights != "int8"
 
 
 class Reader:
     """Reads an array larger than every cache, in several ways in turn; the best counts."""
 
-    SIZE = 1 << 29
+    SIZE = 1 << 28
 
     def __init__(self) -> None:
         from concurrent.futures import ThreadPoolExecutor
@@ -93,7 +93,7 @@ class Ours:
         from pangu_ms.infer.load import load_decoder
 
         if told["source"] == "package":
-            self.decoder = Package.open(told["package"]).decoder()
+            self.decoder = Package.open(told["package"]).decoder(allow_kernels=True)
         else:
             checkpoint = store.open_checkpoint(Path(told["checkpoint"]), digests=False)
             model = checkpoint.config().model
@@ -176,12 +176,12 @@ class Files:
             self._in_a_process(make_gguf, dtype)
         return path
 
-    def package(self, batch_size: int) -> Path:
-        """Exported from the checkpoint."""
-        path = self.folder / f"package-{batch_size}"
+    def package(self, batch_size: int, weights: str) -> Path:
+        """Exported from the checkpoint, with kernels."""
+        path = self.folder / f"package-{batch_size}-{weights}"
         if not path.exists():
             self.checkpoint()
-            self._in_a_process(make_package, batch_size)
+            self._in_a_process(make_package, path, batch_size, weights)
         return path
 
     def _in_a_process(self, function: Callable[..., None], *arguments: Any) -> None:
@@ -213,7 +213,7 @@ def make_gguf(files: Files, dtype: str) -> None:
     new.rename(files.folder / f"{dtype}.gguf")
 
 
-def make_package(files: Files, batch_size: int) -> None:
+def make_package(files: Files, path: Path, batch_size: int, weights: str) -> None:
     """See Files."""
     from pangu_ms.data.corpus import Corpus
     from pangu_ms.data.default_corpus import standard_library_files
@@ -227,7 +227,7 @@ def make_package(files: Files, batch_size: int) -> None:
         train_tokenizer(texts, model.vocab_size, "none").save(tokenizer)
     checkpoint = store.open_checkpoint(files.checkpoint(), digests=False)
     shape = GraphShape.fitting(model.seq_length, batch_size, CAPACITY)
-    export_package(checkpoint, files.folder / f"package-{batch_size}", shape, tokenizer=tokenizer)
+    export_package(checkpoint, path, shape, tokenizer=tokenizer, weights=weights)
 
 
 def step_bytes(model: ModelConfig, source: str, weights: str, batch_size: int, positions: int) -> int:
@@ -276,7 +276,7 @@ class Bench:
             dtype = weights.replace("int8", "q8_0")
             return told | {"llama": str(self.llama), "exact": exact, "gguf": str(files.gguf(dtype))}
         if source == "package":
-            return told | {"package": str(files.package(batch_size))}
+            return told | {"package": str(files.package(batch_size, weights))}
         return told | {"checkpoint": str(files.checkpoint()), "model": dataclasses.asdict(files.model)}
 
     def start(self, told: dict[str, Any]) -> Worker:
@@ -376,11 +376,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", nargs="+", type=int, default=[1, 8, 16], help="sequences (default: 1 8 16)")
     parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=WEIGHTS, help="precisions (default: all)")
     parser.add_argument("--from", nargs="+", choices=SOURCES, default=SOURCES, dest="sources", help="default: all")
+    parser.add_argument(
+        "--package-batch-size", nargs="+", type=int, default=[1], help="of these also from a package (default: 1)"
+    )
     parser.add_argument("--llama", type=Path, metavar="DIR", help="llama.cpp's libraries")
     parser.add_argument("--torch", metavar="PYTHON", help="an interpreter with torch")
     parser.add_argument("--directory", type=Path, help="keep what is made, for the next run (default: temporary)")
     parser.add_argument("--rows", type=Path, metavar="FILE", help="JSON lines: goes on behind the groups in it")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each (default: 7)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each (default: 5)")
     parser.add_argument("--turn", type=float, default=0.3, metavar="SECONDS", help="of the slowest (default: 0.3)")
     parser.add_argument("--quick", action="store_true", help="the 10m models, 2 short turns")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
@@ -428,7 +431,8 @@ def run(bench: Bench, args: argparse.Namespace, sources: list[str]) -> list[dict
                     if (name, batch_size, weights) in done:
                         continue
                     began = time.monotonic()
-                    those = [source for source in sources if offered(source, weights)]
+                    with_package = batch_size in args.package_batch_size
+                    those = [source for source in sources if offered(source, weights, with_package)]
                     try:
                         new = bench.group(those, bench.files(name), batch_size, weights, reader)
                     except RuntimeError as error:
