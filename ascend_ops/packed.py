@@ -28,15 +28,8 @@ def packed_tensors(*packed: PackedWeight) -> tuple[Tensor, Tensor]:
     return Tensor(data.view(np_dtype.bfloat16) if packed[0].dtype == "bfloat16" else data), Tensor(scale)
 
 
-def packed_linear(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    bias: Tensor | None = None,
-    activation: str = "",
-    residual: Tensor | None = None,
-) -> Tensor:
-    """activation(x W^T + bias) + residual with a packed weight, summed in float32.
+def packed_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, activation: str = "") -> Tensor:
+    """activation(x W^T + bias) with a packed weight, summed in float32.
 
     With a weight of int8 x is rounded to int8, too: each group of 128 inputs of a row to multiples of its largest
     magnitude over 127. The products of a group are summed as integers, which are the same on every processor.
@@ -46,7 +39,6 @@ def packed_linear(
         weight, scale: of `packed_tensors`; float32 [out] the latter.
         bias: [out] float32; None for none.
         activation: gelu, gelu_erf, fast_gelu or silu; empty for none.
-        residual: [..., out] in the dtype of x; None for none.
 
     Returns:
         [..., out] in the dtype of x. A row of x that holds NaN gives NaN in its row alone.
@@ -54,14 +46,13 @@ def packed_linear(
     Raises:
         RuntimeError: (cpu) the weight was packed from another number of inputs.
     """
-    chosen = select("packed_linear", *(describe(t) for t in (x, weight, scale, bias, residual)))
+    chosen = select("packed_linear", *(describe(t) for t in (x, weight, scale, bias)))
     code = activation_code("packed_linear", activation) if activation else -1
     if chosen == "composed":
         y = _product(_rows(x, weight), _matrix(weight, x.shape[-1])[: scale.shape[0]], scale, bias)
-        y = _shaped(plain_activation(activation, y) if activation else y, x, residual)
+        y = _shaped(plain_activation(activation, y) if activation else y, x)
     else:
-        residual = ops.cast(filled(0.0, 1), x.dtype) if residual is None else residual
-        y = kernel("PackedLinear")(x, weight, scale, _or_zero(bias), residual, attribute(code))
+        y = kernel("PackedLinear")(x, weight, scale, _or_zero(bias), attribute(code))
     return _inference_only("packed_linear")(y)
 
 
@@ -184,10 +175,10 @@ def _product(rows, matrix, scale, bias):
     return y if bias is None else y + bias
 
 
-def _shaped(y, x, residual=None):
-    """Rows y in float32 as the result of an operator: with the residual, in the shape and dtype of x."""
+def _shaped(y, x):
+    """Rows y in float32 as the result of an operator, in the shape and dtype of x."""
     y = ops.reshape(y, x.shape[:-1] + (y.shape[-1],))
-    return ops.cast(y if residual is None else y + ops.cast(residual, ms.float32), x.dtype)
+    return ops.cast(y, x.dtype)
 
 
 def _composed_products(x, weight, scale, sizes, bias, dtype=None):
@@ -268,17 +259,11 @@ def _refuse_gradient(operator):
 
 
 @rule("packed_linear")
-def _check_packed_linear(
-    x: Operand, weight: Operand, scale: Operand, bias: Operand | None, residual: Operand | None
-) -> None:
+def _check_packed_linear(x: Operand, weight: Operand, scale: Operand, bias: Operand | None) -> None:
     x.floating()
     x.rank(1)
     _check_weight(weight, scale, x.shape[-1] if x.shape is not None else None)
     _check_bias(bias, scale)
-    if residual is not None:
-        residual.floating(x)
-        if x.shape is not None and scale.shape is not None:
-            residual.shaped(f"x has shape {x.shape}, scale {scale.shape[0]} outputs", (*x.shape[:-1], scale.shape[0]))
 
 
 @rule("packed_linears")

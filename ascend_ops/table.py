@@ -290,11 +290,11 @@ KERNELS = {
             (Input("dy"), Input("x"), Input("weight", "float32"), Input("counts", "int32"), *_f32("bias")),
             (Output("dx", "x"), *_same("weight", "bias")),
         ),
-        # y = activation(x W^T + bias) + residual with a packed weight of [out, in] and its scale [out]; bias [out] and
-        # residual like y, or [1] holding 0 for none; the activation -1 is none
+        # y = activation(x W^T + bias) with a packed weight of [out, in] and its scale [out]; bias [out], or [1] holding
+        # 0 for none; the activation -1 is none
         Kernel(
             "PackedLinear",
-            (Input("x"), Input("weight", "P"), *_f32("scale", "bias"), Input("residual")),
+            (Input("x"), Input("weight", "P"), *_f32("scale", "bias")),
             (Output("y", "x[:-1] scale"),),
             _ACTIVATION,
         ),
@@ -435,8 +435,8 @@ OPERATORS = {
         onednn=True,
     ),
     "packed_linear": Operator(
-        "activation of x W^T + bias, plus a residual; weight packed for inference: float32, bfloat16, int8",
-        ("x", "weight", "scale", "bias", "residual"),
+        "activation of x W^T + bias; weight packed for inference: float32, bfloat16, int8",
+        ("x", "weight", "scale", "bias"),
         ("PackedLinear",),
     ),
     "packed_linears": Operator(

@@ -1,4 +1,4 @@
-// y = activation(x W^T + bias) + residual with weights that were packed once, several such products of one x, phi(x G^T) * (x U^T), and rows of the same
+// y = activation(x W^T + bias) with weights that were packed once, several such products of one x, phi(x G^T) * (x U^T), and rows of the same
 // weights as an embedding.
 //
 // A packed weight of [out, in] is [blocks of 16 outputs][lines][16 outputs][inputs of a line]. A line is 64 bytes, which hold 1 (float32), 2 (bfloat16)
@@ -275,11 +275,10 @@ void with_activation_or_none(int code, F f) {
   with_activation(code, f);
 }
 
-// Outputs from the block `first_block` of a weight on. The bias and the residual, which is added last, may be null.
+// Outputs from the block `first_block` of a weight on. The bias may be null.
 struct Outputs {
   int64_t first_block, n;
   const float *scale, *bias;
-  const void *residual;
   void *y;
 };
 
@@ -308,11 +307,9 @@ void finish(const Product &product, int64_t rows, int64_t block, const float *su
   while (out + 1 < product.outputs + product.num_outputs && block >= out[1].first_block) ++out;
   const int64_t column = (block - out->first_block) * kLanes, valid = out->n - column;
   const Vec scale = load_upto(out->scale + column, valid), bias = out->bias ? load_upto(out->bias + column, valid) : Vec{};
-  const T *const residual = static_cast<const T *>(out->residual);
   T *const y = static_cast<T *>(out->y);
   const Gate *const gate = product.gate;
   for (int64_t r = 0; r < rows; ++r) {
-    const int64_t at = r * out->n + column;
     const Vec u = load(sums + r * stride) * scale + bias;
     Vec value{};
     if (gate) {
@@ -324,8 +321,7 @@ void finish(const Product &product, int64_t rows, int64_t block, const float *su
     } else {
       value = Activation::at(u).value;
     }
-    if (residual) value += load_upto(residual + at, valid);
-    store_upto(y + at, value, valid);
+    store_upto(y + r * out->n + column, value, valid);
   }
 }
 
@@ -385,16 +381,12 @@ const float *optional(const Tensor &values, int64_t n, const char *rule) {
 }
 
 void packed_linear(const Call &call) {
-  enum { X, WEIGHT, SCALE, BIAS, RESIDUAL, ACTIVATION, Y };
-  const Tensor x = call[X], weight = call[WEIGHT], residual = call[RESIDUAL];
-  const int64_t n = call[SCALE].size(), size = x.rows() * n;
+  enum { X, WEIGHT, SCALE, BIAS, ACTIVATION, Y };
+  const Tensor x = call[X], weight = call[WEIGHT];
+  const int64_t n = call[SCALE].size();
   require(x.size() > 0 && n > 0, "no dimension may be 0");
-  require(residual.size() == size || residual.size() == 1, "residual must have the shape of y, or be [1] for none");
   const float *const bias = optional(call[BIAS], n, "bias must be [out], or [1] for none");
-  // A y of one number has a residual of one number: 0 for none.
-  const bool added = residual.size() == size;
-  require(!added || !std::strcmp(residual.dtype, x.dtype), "residual must have the dtype of x");
-  const Outputs outputs{0, n, call[SCALE].as<float>(), bias, added ? residual.data : nullptr, call[Y].data};
+  const Outputs outputs{0, n, call[SCALE].as<float>(), bias, call[Y].data};
   const Product product{weight.as<char>(), weight.dim(1), x.last(), &outputs, 1, nullptr, static_cast<int>(*call[ACTIVATION].as<float>())};
   multiply(x, weight, blocks_of(n), product);
 }
@@ -410,7 +402,7 @@ void packed_linears(const Call &call) {
   for (int i = 0; i < kOutputs; ++i) {
     const int64_t size = call[SIZES + i].size();
     require(x.size() > 0 && size > 0, "no dimension may be 0");
-    outputs[i] = {block, size, scales + n, bias ? bias + n : nullptr, nullptr, call[Y + i].data};
+    outputs[i] = {block, size, scales + n, bias ? bias + n : nullptr, call[Y + i].data};
     block += blocks_of(size), n += size;
   }
   require(scale.size() == n, "scale must have one value for each of all outputs");
@@ -425,7 +417,7 @@ void packed_glu(const Call &call) {
           "series_scale and series_shift must be [terms, out] or [terms, 1]");
   const int64_t n = scale.last();
   require(series.last() == n || series.last() == 1, "series_scale and series_shift must have one value a term, or one for each output");
-  const Outputs outputs{0, n, scale.as<float>(), nullptr, nullptr, call[Y].data};
+  const Outputs outputs{0, n, scale.as<float>(), nullptr, call[Y].data};
   const Gate gate{scale.as<float>() + n, series.as<float>(), shift.as<float>(), series.dim(0), series.last()};
   const Product product{weight.as<char>(), weight.dim(1), x.last(), &outputs, 1, &gate, static_cast<int>(*call[ACTIVATION].as<float>())};
   multiply(x, weight, 2 * blocks_of(n), product);

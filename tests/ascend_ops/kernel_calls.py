@@ -37,13 +37,11 @@ def packed_linear(
     packed: PackedWeight,
     bias: np.ndarray = NOTHING,
     activation: int = -1,
-    residual: np.ndarray = NOTHING,
 ) -> np.ndarray:
-    """activation(x W^T + bias) + residual by PackedLinear."""
+    """activation(x W^T + bias) by PackedLinear."""
     y = np.full((*x.shape[:-1], packed.scale.size), 7, x.dtype)
-    residual = residual.astype(x.dtype, copy=False)
     code = np.array([activation], np.float32)
-    Call(library.PackedLinear, x, packed.data, packed.scale, bias, residual, code, y)()
+    Call(library.PackedLinear, x, packed.data, packed.scale, bias, code, y)()
     return y
 
 

@@ -201,21 +201,6 @@ def test_activations(linear):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_residual(linear, dtype):
-    """It is added behind the activation, and rounded once."""
-    for outputs, inputs in ((67, 37), (1, 3)):
-        packed, bias = pack(draw(outputs, inputs, seed=1), dtype), draw(outputs, seed=2)
-        for rows in (1, 2, 7, 13):
-            x, residual = draw(rows, inputs), draw(rows, outputs, seed=4)
-            u = seen(x, dtype) @ unpack(packed).T.astype(np.float64) + bias
-            assert_close(linear(x, packed, bias, 3, residual), silu(u) + residual)
-            half = residual.astype(np.float16)
-            found = linear(x.astype(np.float16), packed, residual=half).astype(np.float64)
-            seen_half = seen(x.astype(np.float16), dtype)
-            assert_close(found, seen_half @ unpack(packed).T.astype(np.float64) + half, "float16")
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sizes", [(40, 8), (96, 32, 32), (5, 17, 130), (64, 64, 64)])
 def test_several_products_at_once_have_the_bits_of_each_alone(loaded, sizes, dtype):
     packed, exact = several(sizes, 150, dtype)
@@ -283,27 +268,26 @@ def test_product_of_narrow_rows_without_bias(backend, dtype):
     assert_close(y, rounded(x, dtype) @ unpack(packed).T.astype(np.float64), dtype)
 
 
-def joined(x, weight, scale, bias, own, own_scale, residual, pair, pair_scale, series_scale, series_shift):
+def joined(x, weight, scale, bias, pair, pair_scale, series_scale, series_shift):
     first, second, third = ascend_ops.packed_linears(x, weight, scale, (40, 8, 19), bias)
-    added = ascend_ops.packed_linear(x, own, own_scale, None, "", residual)
     plain = ascend_ops.packed_glu(x, pair, pair_scale)
-    return first, second, third, added, plain, ascend_ops.packed_glu(x, pair, pair_scale, series_scale, series_shift)
+    return first, second, third, plain, ascend_ops.packed_glu(x, pair, pair_scale, series_scale, series_shift)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_joined_products_in_a_graph(backend, dtype):
     packed, exact = several((40, 8, 19), 37, dtype)
     pair, (gate, up) = several((21, 21), 37, dtype)
-    x, bias, residual = draw(2, 3, 37), draw(67, seed=5), draw(2, 3, 40, seed=6)
+    x, bias = draw(2, 3, 37), draw(67, seed=5)
     weight, scale = ascend_ops.packed_tensors(*pair)
     series = 1 + draw(2, 21, seed=7), draw(2, 21, seed=8)
-    tensors = [Tensor(x), *ascend_ops.packed_tensors(*packed), Tensor(bias), *ascend_ops.packed_tensors(packed[0])]
-    found = compiled(joined)([*tensors, Tensor(residual), weight, scale.reshape(2, 21), *map(Tensor, series)])
+    tensors = [Tensor(x), *ascend_ops.packed_tensors(*packed), Tensor(bias)]
+    found = compiled(joined)([*tensors, weight, scale.reshape(2, 21), *map(Tensor, series)])
     products = [seen(x, dtype) @ matrix.T for matrix in exact]
     expected = [value + own for value, own in zip(products, np.split(bias, (40, 48)), strict=True)]
     u, factor = seen(x, dtype) @ gate.T, seen(x, dtype) @ up.T
     phi = sum(silu(scale * u + shift) for scale, shift in zip(*series, strict=True))
-    for one, value in zip(found, [*expected, products[0] + residual, silu(u) * factor, phi * factor], strict=True):
+    for one, value in zip(found, [*expected, silu(u) * factor, phi * factor], strict=True):
         assert_close(one, value)
 
 
