@@ -35,8 +35,7 @@ def build_parser() -> Parser:
     parser.add_argument("--chunk", type=int, default=64, help="prompt tokens per step")
     options.add_scheduling(parser)
     options.add_threads(parser)
-    text = "dtype of the matrices, packed for the CPU kernels, or `stored`, not packed (default: float32 on a CPU)"
-    parser.add_argument("--weights", choices=("float32", "bfloat16", "int8", "stored"), default="", help=text)
+    options.add_weights(parser)
     options.add_own_tokenizer(parser)
     options.add_domain(parser, DOMAIN_HELP)
     parser.set_defaults(run=_run)

@@ -246,6 +246,15 @@ def add_generation(parser: Parser) -> None:
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help=text)
 
 
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """--weights: how a model that generates has its matrices."""
+    text = (
+        "dtype of the matrices, packed for the CPU kernels, or `stored`, not packed (default: float32 on a CPU; that of"
+        " a quantized checkpoint)"
+    )
+    parser.add_argument("--weights", choices=("float32", "bfloat16", "int8", "stored"), default="", help=text)
+
+
 def add_threads(parser: Parser) -> None:
     """Add --threads."""
     text = "threads that compute on a CPU, in MindSpore's operators and our kernels (default: all processors)"

@@ -97,8 +97,7 @@ def build_parser() -> Parser:
     options.add_json(parser, "one JSON object per line of the file, with the log-probability of each token")
     text = "write these objects to this file; the same command goes on where it was interrupted"
     parser.add_argument("--output", type=Path, action=NewFile, metavar="FILE", help=text)
-    text = "pack the matrices for the CPU kernels in this dtype (default: they stay as they are, in float32)"
-    parser.add_argument("--weights", choices=("float32", "bfloat16", "int8"), default="", help=text)
+    options.add_weights(parser)
     options.add_own_tokenizer(parser)
     options.add_domain(parser, "domain of the lines that name none (default: the model's own default)")
     options.add_verbose(parser)

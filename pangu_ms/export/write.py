@@ -36,7 +36,7 @@ from pangu_ms.export.replay import digest, read_replay
 from pangu_ms.export.signature import SIGNATURE, read_signing_key, sign
 from pangu_ms.infer.cached_model import CachedModel
 from pangu_ms.infer.decoder import Decoder, GraphShape
-from pangu_ms.infer.load import domains_of, load_decoder, load_tokenizer, weights_of
+from pangu_ms.infer.load import STORED, domains_of, load_decoder, load_tokenizer, weights_of
 from pangu_ms.infer.packed_model import PackedMatrix
 from pangu_ms.models.common.config import ModelConfig
 
@@ -143,10 +143,10 @@ def export_package(
     config = config or checkpoint.config()
     runtime.start(config.runtime.device)
     key, loaded_tokenizer = read_key(key_file), load_tokenizer(checkpoint, tokenizer)
-    weights = weights_of(checkpoint, weights)
+    weights = weights_of(checkpoint, config, weights or checkpoint.quantized or STORED)
     if sign_key:
         read_signing_key(sign_key)  # an unusable key fails here, before the slow export
-    decoder = load_decoder(checkpoint, shape, config, weights)
+    decoder = load_decoder(checkpoint, shape, config, weights or STORED)
     assert isinstance(decoder.graph, CachedModel), "load_decoder builds one"
     # The trial runs before the export, which could change the model.
     trial = Trial.run(decoder, config.model.vocab_size)

@@ -45,8 +45,7 @@ def load_decoder(
         checkpoint: the weights.
         shape: static shapes of the graph and its cache.
         config: device and dtype; by default the checkpoint's own configuration.
-        weights: dtype of packed weights, see packed_model.py; STORED: they are not packed; empty: that of a quantized
-            checkpoint, and those of any other are not packed, as an export needs them.
+        weights: see `weights_of`.
         generates: False compiles nothing, for a Scorer, which has graphs of its own.
 
     Raises:
@@ -57,9 +56,8 @@ def load_decoder(
     from pangu_ms.infer.cached_model import CachedModel
     from pangu_ms.models.common.layers import CacheShape
 
-    weights = weights_of(checkpoint, weights)
     config = config or checkpoint.config()
-    model = config.model
+    weights, model = weights_of(checkpoint, config, weights), config.model
     if config.runtime.device == "CPU" and model.compute_dtype == "bfloat16":
         # On a CPU MindSpore has no kernel that writes to a bfloat16 cache.
         log.info("generation on a CPU computes in float32")
@@ -89,14 +87,14 @@ def load_decoder(
     return decoder
 
 
-def default_weights(config: RunConfig) -> str:
-    """What the weights of a Generator are if nothing else is asked for: on a CPU packed, which keeps every bit of them
-    and is faster for any number of rows."""
-    return "float32" if config.runtime.device == "CPU" else STORED
+def weights_of(checkpoint: store.Checkpoint, config: RunConfig, asked: str = "") -> str:
+    """The dtype of packed weights (packed_model.py), or "" if they are not packed.
 
-
-def weights_of(checkpoint: store.Checkpoint, asked: str = "") -> str:
-    """The dtype of packed weights: the one that is asked for, or else that of a quantized checkpoint.
+    Args:
+        checkpoint: where they are.
+        config: says on which device they are used.
+        asked: a dtype, or STORED for weights that are not packed; "" is that of a quantized checkpoint, and of any
+            other float32 on a CPU, where packing keeps every bit of them, and STORED elsewhere.
 
     Raises:
         CheckpointError: a quantized checkpoint has its weights in another dtype than is asked for.
@@ -106,7 +104,9 @@ def weights_of(checkpoint: store.Checkpoint, asked: str = "") -> str:
             f"{checkpoint.path}: is quantized to {checkpoint.quantized}, weights={asked} is asked for; what was rounded"
             " away is not there; leave --weights out, or name the checkpoint it was made from"
         )
-    return "" if asked == STORED else asked or checkpoint.quantized
+    if asked == STORED:
+        return ""
+    return asked or checkpoint.quantized or ("float32" if config.runtime.device == "CPU" else "")
 
 
 def _require_memory(config: RunConfig, shape: GraphShape, weights: str, searches_beams: bool = False) -> None:
@@ -161,7 +161,7 @@ def load_generator(
         chunk: prompt tokens of a step.
         tokenizer: path of a tokenizer; by default the checkpoint's own.
         config: device and dtype; by default the checkpoint's own configuration.
-        weights: see `load_decoder`; empty: that of a quantized checkpoint, else `default_weights`.
+        weights: see `weights_of`.
         scheduling: further arguments of Generator; a slot has room for what a predictor asks of the model.
 
     Raises:
@@ -180,8 +180,7 @@ def load_generator(
     longest = max(len(one) + max(prompt.sampling.max_new_tokens, asked) for one, prompt in zip(ids, prompts))
     shape = GraphShape.fitting(config.model.seq_length, beams if beams > 1 else slots, longest, chunk)
     shape.require_room(ids)
-    weights = weights or checkpoint.quantized or default_weights(config)
-    _require_memory(config, shape, weights_of(checkpoint, weights), beams > 1)
+    _require_memory(config, shape, weights_of(checkpoint, config, weights), beams > 1)
     return Generator(load_decoder(checkpoint, shape, config, weights), loaded, **scheduling)
 
 
@@ -201,13 +200,14 @@ def load_scorer(
         items: what it will score.
         tokenizer: the model's.
         config: device and dtype; by default the checkpoint's own configuration.
-        weights: see `load_decoder`.
+        weights: see `weights_of`.
         places: how messages name the items; by default by their numbers.
 
     Raises:
         GenerationError: an item cannot be scored, see `Scorer.score_all`. This is found before the model is built.
     """
-    config, weights = config or checkpoint.config(), weights_of(checkpoint, weights)
+    config = config or checkpoint.config()
+    packed = weights_of(checkpoint, config, weights)
     window, domains = config.model.seq_length, domains_of(config.model)
     for item, place in zip(items, places or [f"item {number}" for number in range(1, len(items) + 1)]):
         require_scorable(item, place, window, tokenizer, domains)
@@ -219,7 +219,7 @@ def load_scorer(
         "graph": "score texts" if texts else "score",
         "model": config_to_dict(config)["model"],
         "length": length,
-        "weights": weights,
+        "weights": packed,
         "device": config.runtime.device,
     }
 
@@ -227,7 +227,7 @@ def load_scorer(
         return cached_compile(config.runtime.compile_cache, identity | {"sizes": sizes})
 
     if texts:
-        graph = _whole_windows(checkpoint, config, weights)
+        graph = _whole_windows(checkpoint, config, packed)
         return WindowScorer(graph, tokenizer, length, domains, compiling)
     shape = GraphShape.fitting(window, 1, length, LARGE)
     decoder = load_decoder(checkpoint, shape, config, weights, generates=False)

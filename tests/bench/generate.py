@@ -79,7 +79,7 @@ def measure(name: str, batch_size: int, max_length: int, steps: int, directory: 
     from pangu_ms.export.package import Package
     from pangu_ms.export.write import export_package
     from pangu_ms.infer.decoder import GraphShape
-    from pangu_ms.infer.load import load_decoder
+    from pangu_ms.infer.load import STORED, load_decoder
     from pangu_ms.models.build import initial_values
 
     config = load_config(name, ["runtime.device=CPU", "model.compute_dtype=float32"])
@@ -95,7 +95,7 @@ def measure(name: str, batch_size: int, max_length: int, steps: int, directory: 
     manifest = export_package(checkpoint, directory / "package", shape, weights=weights)
     package = Package.open(directory / "package")
     loads = {
-        "checkpoint": lambda: load_decoder(checkpoint, shape, weights=weights),
+        "checkpoint": lambda: load_decoder(checkpoint, shape, weights=weights or STORED),
         "MindIR": package.decoder,
         "+ kernels": package.decoder_with_kernels,
     }
