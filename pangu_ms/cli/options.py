@@ -28,6 +28,7 @@ TEXT_FIELD_HELP = (
 )
 SAMPLING_HELP = {
     "max_new_tokens": "longest continuation, in tokens",
+    "min_new_tokens": "stop tokens are not chosen before there are this many tokens",
     "temperature": "divides the logits; 0 is greedy",
     "top_k": "keep the k likeliest tokens; 0 keeps all",
     "top_p": "keep the fewest likeliest tokens whose probabilities add up to this",
