@@ -147,6 +147,8 @@ class HuggingFaceTokenizer(Tokenizer):
         self.unk_id = self.eod_id if named["unk"] is None else named["unk"]
         self.stop_ids = tuple(sorted(set(ends)))
         self.first_ids = self._first_ids(special)
+        marking = {*special.contents, *(content for content, _ in special.added.values())}
+        self._special_ids = sorted({i for content in marking if (i := self._id_inside(content)) is not None})
         self._settings = {
             "huggingface": SETTINGS,
             "vocab_size": self.vocab_size,
@@ -181,6 +183,30 @@ class HuggingFaceTokenizer(Tokenizer):
             "tokenizer: has Hugging Face's form; only tokenizers of `pangu tokenizer train` and released vocab.model"
             " files can be cut; use one of these"
         )
+
+    @property
+    def special_ids(self) -> list[int]:
+        """Ids of the special and the added tokens."""
+        return list(self._special_ids)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The directory's own template of chats.
+
+        Raises:
+            DataError: it is no text.
+        """
+        if "chat_template.jinja" in self._contents:
+            return self._contents["chat_template.jinja"].decode()
+        for name in ("chat_template.json", SETTINGS):
+            found = small_json.parse_object(self._contents.get(name, b"{}")).get("chat_template")
+            if isinstance(found, list):  # several of them, by name
+                found = next((one.get("template") for one in found if one.get("name") == "default"), None)
+            if isinstance(found, str):
+                return found
+            if found is not None:
+                raise DataError(f"{name}: chat_template is neither a text nor a list of texts; name one with an option")
+        return None
 
     def id_of(self, piece: str) -> int | None:
         """See `Tokenizer`."""

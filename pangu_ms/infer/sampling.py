@@ -70,7 +70,7 @@ class SamplingConfig:
             "length_penalty": (math.isfinite(self.length_penalty), "must be a number"),
         }
         if self.num_beams > 1:
-            unused = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "num_samples": 1, "logprobs": -1}
+            unused: dict[str, object] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "num_samples": 1, "logprobs": -1}
             unused |= {"min_new_tokens": 0, "logit_bias": ()}
             for name, default in unused.items():
                 rules[name] = (
