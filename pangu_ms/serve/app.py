@@ -1,5 +1,6 @@
 """The routes of the server: OpenAI's API over an EngineThread."""
 
+import itertools
 import json
 import logging
 import time
@@ -365,12 +366,16 @@ def _of_validation(errors: Sequence[Any]) -> ApiError:
     """The answer to a body that is none of its model."""
     first = errors[0]
     place = [str(part) for part in first["loc"] if part != "body"]
-    param = ".".join(place)[:200]
+    # Where a field has several types, pydantic adds the one that it speaks of.
+    names = itertools.takewhile(lambda part: part.isdigit() or (part.isidentifier() and part != "str"), place)
+    param = ".".join(names)[:200]
     if first["type"] == "json_invalid":
         detail = first.get("ctx", {}).get("error", "")
         return ApiError(400, f"We could not parse the JSON body of your request: {detail}.", code="invalid_json")
     if first["type"] == "extra_forbidden":
-        return ApiError(400, f"Unrecognized request argument supplied: {param}", param=param, code="unknown_parameter")
+        name = ".".join(place)[:200]
+        message = f"Unrecognized request argument supplied: {name}"
+        return ApiError(400, message, param=name, code="unknown_parameter")
     if not place:
         message = "The body must be a JSON object, sent with `Content-Type: application/json`."
         return ApiError(400, message, code="invalid_type")

@@ -307,7 +307,7 @@ class EngineThread:
             running = self._running.pop((name, number))
             if continuation.error:
                 log.error("%s: %s", name, continuation.error)
-                update = Update(running.choice, Piece(), error=internal_error(_NOT_NUMBERS))
+                update = Update(running.choice, Piece(), error=internal_error(continuation.error))
             else:
                 update = _update(running, continuation, continuation.finish_reason)
             self._send(running, update)
@@ -351,9 +351,6 @@ class EngineThread:
 
     def _send(self, running: _Running, update: Update) -> None:
         self._tell(lambda: running.answers.put(update))
-
-
-_NOT_NUMBERS = "The model's logits are not numbers, so the continuation cannot go on."
 
 
 def _update(running: _Running, continuation: Continuation, finish_reason: str) -> Update:

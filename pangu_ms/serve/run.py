@@ -80,6 +80,33 @@ class _Uvicorn(uvicorn.Server):
         self.should_exit = True
 
 
+def make_server(
+    models: Models, settings: Settings, bound: socket.socket, on_ready: Callable[[str], None]
+) -> tuple[_Uvicorn, EngineThread]:
+    """A server that is not started, and the engine's thread that it will start; see `run`."""
+    metrics, limits = Metrics(), settings.limits
+
+    def on_change() -> None:
+        if thread.state == "ready":
+            on_ready(_url(bound))
+        if thread.state == "stopped" and thread.failure:
+            server.should_exit = True
+
+    thread = EngineThread(limits, metrics, on_change)
+    config = uvicorn.Config(
+        create_app(models, thread, metrics, settings),
+        http=connection_class(limits.body_timeout, limits.write_timeout),
+        ws="none",
+        loop="asyncio",
+        log_config=None,
+        limit_concurrency=limits.connections,
+        timeout_graceful_shutdown=max(1, int(limits.write_timeout)),
+        root_path=settings.root_path,
+    )
+    server = _Uvicorn(config, thread, limits.drain_timeout)
+    return server, thread
+
+
 def run(models: Models, settings: Settings, bound: socket.socket, on_ready: Callable[[str], None]) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code.
 
@@ -92,30 +119,7 @@ def run(models: Models, settings: Settings, bound: socket.socket, on_ready: Call
     Raises:
         UserError: a model cannot be loaded.
     """
-    metrics, limits = Metrics(), settings.limits
-
-    def on_change() -> None:
-        if thread.state == "ready":
-            on_ready(_url(bound))
-        if thread.state == "stopped" and thread.failure:
-            server.should_exit = True
-
-    thread = EngineThread(limits, metrics, on_change)
-    app = create_app(models, thread, metrics, settings)
-    server = _Uvicorn(
-        uvicorn.Config(
-            app,
-            http=connection_class(limits.body_timeout, limits.write_timeout),
-            ws="none",
-            loop="asyncio",
-            log_config=None,
-            limit_concurrency=limits.connections,
-            timeout_graceful_shutdown=int(limits.write_timeout),
-            root_path=settings.root_path,
-        ),
-        thread,
-        limits.drain_timeout,
-    )
+    server, thread = make_server(models, settings, bound, on_ready)
     server.run(sockets=[bound])
     if isinstance(thread.failure, UserError):
         raise thread.failure
