@@ -20,7 +20,8 @@ import sentencepiece
 
 from pangu_ms.core import files, small_json
 from pangu_ms.core.errors import DataError
-from pangu_ms.core.protobuf import fields, message_field, number_field
+from pangu_ms.core.protobuf import content as message_content
+from pangu_ms.core.protobuf import fields, message_field, number_field, values
 from pangu_ms.data.special_tokens import ADDED, CONFIG, GENERATION, SETTINGS, SPECIAL_TOKENS, SpecialTokens
 from pangu_ms.data.tokenizer import SPACE as JIEBA_SPACE
 from pangu_ms.data.tokenizer import Tokenizer, processor_of, require_unicode
@@ -31,6 +32,7 @@ FILES = (SENTENCEPIECE, FAST, SETTINGS, SPECIAL_TOKENS, ADDED, GENERATION, "chat
 _OF_CONFIG = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 _SPACE = "\u2581"
 _PIECES, _NORMALIZER, _SELF_TEST = 1, 3, 4  # fields of SentencePiece's ModelProto
+_ADD_DUMMY_PREFIX = 3  # of NormalizerSpec; true unless it is given
 _CONTROL = b"\x15" + bytes(4) + number_field(3, 3)  # of ModelProto.SentencePiece: score 0, type CONTROL
 
 log = logging.getLogger(__name__)
@@ -223,6 +225,11 @@ class HuggingFaceTokenizer(Tokenizer):
             require_unicode(text)
         return self._table.encode(texts)
 
+    def encode_behind_special(self, text: str) -> list[int]:
+        """See `Tokenizer`."""
+        require_unicode(text)
+        return self._table.encode_behind_special(text)
+
     def decode(self, ids: Iterable[int], continuation: bool = False) -> str:
         """See `Tokenizer`. The space that encoding puts before a text is removed again, except in a continuation."""
         text = super().decode(ids)
@@ -249,6 +256,8 @@ class SentencePieces:
                 f" it with a {FAST}"
             )
         self.strips_space, self._legacy = special.add_prefix_space is not False, special.legacy
+        if not special.is_llama and special.add_prefix_space is None:
+            self.strips_space = _has_dummy_prefix(model)  # openPangu's class leaves it to the model
         self.rule = {
             "prefix": self.strips_space,
             "legacy": self._legacy,
@@ -262,6 +271,10 @@ class SentencePieces:
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Ids of texts."""
         return self._processor.encode([self._prefixed(text) for text in texts], num_threads=1)
+
+    def encode_behind_special(self, text: str) -> list[int]:
+        """Ids of a text that follows a special token."""
+        return self._processor.encode(self._prefixed(text) if self._legacy else text)
 
     def _prefixed(self, text: str) -> str:
         add = self.strips_space and text and (self._legacy or not text.startswith((" ", _SPACE)))
@@ -282,6 +295,12 @@ class SentencePieces:
             return b""
         piece = self._processor.id_to_piece(index)
         return bytes([int(piece[3:5], 16)]) if self._processor.is_byte(index) else piece.replace(_SPACE, " ").encode()
+
+
+def _has_dummy_prefix(model: bytes) -> bool:
+    """Whether a SentencePiece model itself puts a space before a text."""
+    normalizer = b"".join(message_content(value) for field, value, _ in fields(model) if field == _NORMALIZER)
+    return bool(dict(values(normalizer)).get(_ADD_DUMMY_PREFIX, 1))
 
 
 def _with_specials(model: bytes, processor: sentencepiece.SentencePieceProcessor, special: SpecialTokens) -> bytes:
@@ -357,6 +376,8 @@ class FastPieces:
             raise ValueError(f"{FAST}: {error}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._has_first_prefix = _set_first_prefix(tree, "never")
+        self._tree = tree
         for index, (token, is_special) in sorted(special.added.items()):
             if self._tokenizer.token_to_id(token) is None:
                 add = self._tokenizer.add_special_tokens if is_special else self._tokenizer.add_tokens
@@ -393,6 +414,21 @@ class FastPieces:
         """Ids of texts. The texts are encoded one by one, since the library's `encode_batch` starts threads, and
         callers already run one process per core."""
         return [self._tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+
+    def encode_behind_special(self, text: str) -> list[int]:
+        """Ids of a text that follows a special token."""
+        return self._behind_special.encode(text, add_special_tokens=False).ids
+
+    @cached_property
+    def _behind_special(self) -> Any:
+        """The library's tokenizer without the prefix of the first text."""
+        if not self._has_first_prefix:
+            return self._tokenizer
+        pre = _library().Tokenizer.from_str(json.dumps(self._tree)).pre_tokenizer
+        other = _library().Tokenizer.from_str(self._tokenizer.to_str())
+        other.pre_tokenizer = pre
+        other.encode_special_tokens = True
+        return other
 
     def id_of(self, piece: str) -> int | None:
         """Id of a piece, or None."""
@@ -440,6 +476,16 @@ class _Decoder:
             except ValueError:
                 return piece.encode()
         return piece.replace(_SPACE, " ").encode()
+
+
+def _set_first_prefix(tree: dict[str, Any], scheme: str) -> bool:
+    """Replace the scheme "first" in the pre-tokenizers of a tokenizer.json; whether there was one."""
+    pre = tree.get("pre_tokenizer")
+    parts = pre.get("pretokenizers", [pre]) if isinstance(pre, dict) else []
+    found = [part for part in parts if part.get("type") == "Metaspace" and part.get("prepend_scheme") == "first"]
+    for part in found:
+        part["prepend_scheme"] = scheme
+    return bool(found)
 
 
 def _prepends_space(metaspace: dict[str, Any] | None) -> bool:

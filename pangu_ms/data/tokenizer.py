@@ -207,7 +207,7 @@ class Tokenizer:
         """Ids of the pieces that mark the structure of a text, by their spelling: control pieces, and those of other
         makers that no training has made, such as `[unused9]`."""
         pieces = {self.piece_of(i): i for i in range(self.vocab_size)}
-        control = {self.piece_of(i): i for i in self.special_ids if i != self.unk_id}
+        control = {self.piece_of(i): i for i in self.special_ids}
         return control | {piece: i for piece, i in pieces.items() if _UNUSED.fullmatch(piece)}
 
     def text_bytes(self, index: int) -> bytes:
@@ -269,6 +269,11 @@ class Tokenizer:
             for text in texts:
                 require_unicode(text)
             raise
+
+    def encode_behind_special(self, text: str) -> list[int]:
+        """Ids of a text that follows a special piece: tokenizers of other makers may put a space before the first text
+        only."""
+        return self.encode(text)
 
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of a text that a model is to continue: `first_ids`, then the ids of `encode`."""

@@ -137,23 +137,32 @@ class ChatTemplate:
         ids: list[int] = []
         begin = 0
         for match in self._special.finditer(text):
-            ids += self._plain(text[begin : match.start()].replace(guard, ""))
+            ids += self._plain(text[begin : match.start()].replace(guard, ""), begin > 0)
             ids.append(self._markers[match[0]])
             begin = match.end()
-        return ids + self._plain(text[begin:].replace(guard, ""))
+        return ids + self._plain(text[begin:].replace(guard, ""), begin > 0)
 
-    def _plain(self, text: str) -> list[int]:
+    def _plain(self, text: str, behind_special: bool) -> list[int]:
         """Ids of a text; a piece that marks structure is spelt by its characters."""
         if not text:
             return []
+        encode = self._tokenizer.encode_behind_special if behind_special else self._tokenizer.encode
         ids: list[int] = []
-        for index in self._tokenizer.encode(text):
+        for index in encode(text):
             if index not in self._special_ids:
                 ids.append(index)
                 continue
             for character in self._tokenizer.piece_of(index):
-                ids += [i for i in self._tokenizer.encode(character) if i not in self._special_ids]
+                ids += self._character(character)
         return ids
+
+    def _character(self, character: str) -> list[int]:
+        """Ids of one character, without the space that encoding may put before a text."""
+        whole = self._tokenizer.id_of(character)
+        if whole is not None and whole not in self._special_ids:
+            return [whole]
+        pieces = (self._tokenizer.id_of(f"<0x{byte:02X}>") for byte in character.encode())
+        return [i for i in pieces if i is not None]
 
 
 def load_chat_template(given: str, tokenizer: Tokenizer) -> ChatTemplate:
