@@ -28,12 +28,14 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         GenerationError: the address cannot be used.
     """
+    if not 0 <= port <= 65535:
+        raise GenerationError(f"--port {port}: must be 0 to 65535; 0 takes any that is free")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-    except (OSError, OverflowError) as error:
+    except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise GenerationError(f"--host {host} --port {port}: {reason}; name a free port (0: any)") from None
     return bound

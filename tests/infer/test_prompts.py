@@ -52,6 +52,12 @@ def test_a_file_of_windows_has_the_same_prompts(tmp_path):
         ('{"prompt": "a", "top_k": 1.5}', "p.jsonl:2: top_k=1.5: must be a whole number; "),
         ('{"prompt": "a", "seed": true}', "p.jsonl:2: seed=True: must be a whole number; "),
         ('{"prompt": "a", "stop": [""]}', "p.jsonl:2: stop=['']: must be a text, or a list of texts; "),
+        (
+            '{"prompt": "a", "logit_bias": [1]}',
+            "p.jsonl:2: logit_bias=[1]: must be an object of ids and numbers, such as",
+        ),
+        ('{"prompt": "a", "logit_bias": {"x": 1}}', "p.jsonl:2: logit_bias={'x': 1}: must be an object of ids and"),
+        ('{"prompt": "a", "min_new_tokens": 65}', "p.jsonl:2: min_new_tokens=65: must be 0 to max_new_tokens"),
         ('{"prompt": "a", "temperature": -1}', "p.jsonl:2: temperature=-1: must be 0, which is greedy, or"),
         ("[1]", "p.jsonl:2: neither a JSON string nor an object with a prompt key"),
     ],
