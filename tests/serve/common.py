@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import socket
 import threading
 import time
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ class Running:
     url: str
     thread: EngineThread
     client: httpx.Client
+    connections: set
 
     def post(self, path="/v1/completions", **body):
         """The answer to a JSON body."""
@@ -108,10 +110,12 @@ def wait_for(condition, seconds=20):
 
 
 @contextlib.contextmanager
-def running(*models, settings=None, headers=None):
-    """A server of these models in a thread."""
+def running(*models, settings=None, headers=None, send_buffer=0):
+    """A server of these models in a thread; `send_buffer` is the size of the kernel's buffers of its connections."""
     ready = threading.Event()
     with listen("127.0.0.1", 0) as bound:
+        if send_buffer:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         server, thread = make_server(Models(models), settings or Settings(), bound, lambda url: ready.set())
         runner = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"
@@ -119,7 +123,7 @@ def running(*models, settings=None, headers=None):
         try:
             assert ready.wait(120), "the server is not ready"
             with httpx.Client(base_url=url, timeout=60, headers=headers) as client:
-                yield Running(url, thread, client)
+                yield Running(url, thread, client, server.server_state.connections)
         finally:
             server.should_exit = True
             runner.join(30)

@@ -1,5 +1,6 @@
 """What protects the server: queue, times, sizes, keys. Clients that leave; errors of the model; the server's end."""
 
+import contextlib
 import json
 import os
 import signal
@@ -29,10 +30,10 @@ def toy(tokenizer):
 def serve(toy, tokenizer):
     """Starts a server of the toy with some limits."""
 
-    def start(headers=None, **limits):
+    def start(send_buffer=0, **limits):
         others = {name: limits.pop(name) for name in ("api_keys", "cors_origins", "root_path") if name in limits}
         settings = Settings(Limits(**limits), **others)
-        return running(model_of(toy, tokenizer), settings=settings, headers=headers)
+        return running(model_of(toy, tokenizer), settings=settings, send_buffer=send_buffer)
 
     return start
 
@@ -138,17 +139,25 @@ def test_a_client_that_leaves_the_queue(toy, serve):
 
 
 def test_a_client_that_does_not_read(serve):
-    """Log-probabilities fill the buffers between the two, which is the server's sign."""
-    with serve(write_timeout=0.3, queue=200) as server:
-        options = {"max_tokens": 90, "logprobs": 20, "n": 64}
+    """The buffers between the two get full; then the server gives the connection up, and its slots are free."""
+    with serve(send_buffer=4096, write_timeout=0.3, queue=200) as server:
+        options = {"max_tokens": 90, "logprobs": 20, "n": 8, "min_tokens": 90}
         body = json.dumps({"model": "toy", "prompt": "def", "stream": True, **options}).encode()
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", int(server.url.rpartition(":")[2])))
         connection.sendall(head_of(len(body)) + body)
-        assert wait_for(lambda: server.thread.answers)
-        assert wait_for(lambda: not server.thread.answers, 30)
+        port = connection.getsockname()[1]
+
+        def is_open():
+            return any(one.client[1] == port for one in server.connections)
+
+        assert wait_for(is_open) and wait_for(lambda: not is_open(), 10)
         assert server.idle() and server.post(prompt="def", max_tokens=1).status_code == 200
+        connection.settimeout(10)
+        with contextlib.suppress(ConnectionResetError):
+            while got := connection.recv(1 << 20):
+                assert b"[DONE]" not in got
         connection.close()
 
 
