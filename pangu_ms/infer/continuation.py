@@ -135,8 +135,10 @@ class Continuation:
         self.begins.append(len(self.text))
         ends = token in self.stop_ids
         self.text += self.decoder.flush() if ends else self.decoder.push(token)
-        stop = self.request.sampling.stop
-        at = min((i for i in (self.text.find(s) for s in stop) if i >= 0), default=-1)
+        # One that ended before this token would have been found then.
+        stops = self.request.sampling.stop
+        found = (self.text.find(stop, max(0, self.begins[-1] - len(stop) + 1)) for stop in stops)
+        at = min((i for i in found if i >= 0), default=-1)
         if at >= 0:
             self.text, ends = self.text[:at], True
         if ends:
@@ -176,10 +178,18 @@ def token_logprobs(logits: np.ndarray, token: int, number: int) -> TokenLogprobs
     """The log-probability of a token and those of the `number` likeliest, from logits [V]."""
     values = log_softmax(logits)
     number = min(number, values.size)
-    best = np.argsort(-values, kind="stable")[:number] if number else ()
+    best: np.ndarray | tuple[()] = ()
+    if number:
+        likely = np.flatnonzero(values >= np.partition(values, -number)[-number])
+        best = likely[np.argsort(-values[likely], kind="stable")[:number]]
     return TokenLogprobs(float(values[token]), tuple((int(i), float(values[i])) for i in best))
 
 
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest suffix of `text` that is a proper prefix of `stop`."""
-    return max((n for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+    begin = max(0, len(text) - len(stop) + 1)
+    while (begin := text.find(stop[:1], begin)) >= 0:
+        if stop.startswith(text[begin:]):
+            return len(text) - begin
+        begin += 1
+    return 0

@@ -168,6 +168,8 @@ class Sampler:
     guide: Guide | None = None
 
     def __post_init__(self) -> None:
+        bias = dict(self.config.logit_bias)
+        self._biased = np.fromiter(bias, np.int64, len(bias)), np.fromiter(bias.values(), np.float64, len(bias))
         self.random = np.random.default_rng([self.config.seed, self.index, *([self.sample] if self.sample else [])])
 
     def penalized(self, logits: np.ndarray) -> np.ndarray:
@@ -197,8 +199,8 @@ class Sampler:
 
     def _restricted(self, logits: np.ndarray) -> np.ndarray:
         """Logits [V] with the bias; -inf where a token may not come."""
-        for token, value in self.config.logit_bias:
-            logits[token] += value
+        if self.config.logit_bias:
+            logits[self._biased[0]] += self._biased[1]
         if self.guide:
             allowed = self.guide.allowed()
             logits[: allowed.size][~allowed] = -np.inf

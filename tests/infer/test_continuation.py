@@ -2,11 +2,13 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from pangu_ms.core.errors import GenerationError
-from pangu_ms.infer.continuation import Continuation, Request
-from pangu_ms.infer.sampling import SamplingConfig
+from pangu_ms.infer.continuation import Continuation, Request, token_logprobs
+from pangu_ms.infer.continuation import _overlap as overlap
+from pangu_ms.infer.sampling import SamplingConfig, log_softmax
 
 
 class Letters:
@@ -85,3 +87,22 @@ def test_a_bias_of_no_token():
     with pytest.raises(GenerationError, match="logit_bias: token 10: is not in the vocabulary; must be 0 to 9"):
         Continuation(request, Letters())
     assert Continuation(dataclasses.replace(request, sampling=SamplingConfig()), Letters()).text == ""
+
+
+def test_the_likeliest_tokens_are_sorted_and_equal_ones_by_id():
+    rng = np.random.default_rng(0)
+    for levels in (3, 50, 10**6):
+        logits = rng.integers(0, levels, 500).astype(np.float32) / levels
+        values = log_softmax(logits)
+        order = np.lexsort((np.arange(500), -values))
+        for number in (0, 1, 7, 500, 600):
+            found = token_logprobs(logits, 3, number)
+            assert found.chosen == values[3] and [i for i, _ in found.top] == order[:number].tolist()
+
+
+def test_what_may_become_a_stop_string():
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        text, stop = ("".join(rng.choice(["a", "b"], rng.integers(low, 7))) for low in (0, 1))
+        longest = max((n for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+        assert overlap(text, stop) == longest
