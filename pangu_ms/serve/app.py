@@ -14,7 +14,7 @@ import anyio.to_thread
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -29,9 +29,12 @@ from pangu_ms.serve.limits import LimitBodies, RequireKey
 from pangu_ms.serve.metrics import Metrics
 from pangu_ms.serve.models import Models, ServedModel
 from pangu_ms.serve.protocol import (
+    ChatCompletion,
     ChatRequest,
+    Completion,
     CompletionRequest,
     DetokenizeRequest,
+    ErrorAnswer,
     ModelCard,
     ModelList,
     TokenizeRequest,
@@ -150,6 +153,9 @@ class EventStream(StreamingResponse):
 _NO_BUFFERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies pass each event on at once
 
 
+_STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+
+
 async def _chain(first: Update, rest: AsyncIterator[Update]) -> AsyncIterator[Update]:
     yield first
     async for one in rest:
@@ -194,6 +200,7 @@ def create_app(models: Models, thread: EngineThread, metrics: Metrics, settings:
         root_path=settings.root_path,
         docs_url=None,  # its page would load scripts of another host
         redoc_url=None,
+        responses={"default": {"model": ErrorAnswer, "description": "The request is refused."}},
     )
     app.state.server = server = Server(models, thread, metrics, settings)
     metrics.watch(thread)
@@ -220,7 +227,7 @@ async def _in_thread(work: Callable[..., T], *arguments: Any) -> T:
 def _add_generation(app: FastAPI, server: Server) -> None:
     most = server.settings.limits.choices
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", response_model=Completion, responses=_STREAMED)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue texts."""
         begun, model = time.monotonic(), server.models.find(body.model)
@@ -229,7 +236,7 @@ def _add_generation(app: FastAPI, server: Server) -> None:
         form = CompletionForm(model, requests, _with_usage(body), echoes=texts if body.echo else ())
         return await server.answer(request, requests, form, bool(body.stream), begun)
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=_STREAMED)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answer the last message of a chat."""
         begun, model = time.monotonic(), server.models.find(body.model)
@@ -292,7 +299,7 @@ def _add_information(app: FastAPI, server: Server) -> None:
         thread.require_ready()
         return {"status": thread.state}
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """For Prometheus."""
         return Response(server.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

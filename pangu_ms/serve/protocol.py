@@ -332,6 +332,21 @@ class ChatChunk(Answer):
     usage: Usage | None = None
 
 
+class Fault(BaseModel):
+    """What is wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """The answer of a request that is refused."""
+
+    error: Fault
+
+
 class ModelCard(BaseModel):
     """A model of the server; the last two fields are an extension."""
 
