@@ -19,7 +19,7 @@ class Limits:
     """Seconds in which the headers of a request must arrive, and then its body."""
     write_timeout: float = 30.0
     """Seconds after which a connection is closed whose client does not read."""
-    connections: int = 1024
+    connections: int = 512
     """Open connections."""
     choices: int = 128
     """Continuations of one request: prompts times n."""
