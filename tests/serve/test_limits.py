@@ -145,7 +145,7 @@ def test_a_client_that_leaves_the_queue(toy, serve):
 
 def test_a_client_that_does_not_read(serve):
     """The buffers between the two get full; then the server gives the connection up, and its slots are free."""
-    with serve(send_buffer=4096, write_timeout=0.3, queue=200) as server:
+    with serve(send_buffer=4096, send_timeout=0.3, queue=200) as server:
         options = {"max_tokens": 90, "logprobs": 20, "n": 8, "min_tokens": 90}
         body = json.dumps({"model": "toy", "prompt": "def", "stream": True, **options}).encode()
         connection = socket.socket()
