@@ -8,6 +8,14 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "pangu_ms/__init__.py").read_text()).group(1)
 
+SERVE = [
+    "fastapi>=0.115",
+    "uvicorn>=0.30",
+    "jinja2>=3.1",  # templates of chats
+    "llguidance>=1.0,<2",  # continuations of a given form
+    "prometheus-client>=0.20",
+]
+
 setup(
     name="pangu-ms",
     version=VERSION,
@@ -29,6 +37,7 @@ setup(
     package_data={
         "pangu_ms.configs": ["*/*.yaml"],
         "pangu_ms.mindformers": ["*.yaml"],
+        "pangu_ms.serve": ["templates/*"],
         "pangu_run": ["manifest/templates/*", "report/*.yaml"],
         "ascend_ops": ["cpu/**", "ascendc/**"],
     },
@@ -51,6 +60,7 @@ setup(
         "data": ["zstandard"],
         "tensorboard": ["tensorboardX"],
         "sign": ["cryptography"],  # export --sign-key, run-mindir --verify-key
+        "serve": SERVE,  # pangu serve
         "plot": ["matplotlib>=3.10"],  # older ones leave labels that begin with _ out of the legend
         "hf": ["torch", "transformers"],  # tests that make Hugging Face checkpoints and compare logits
         "bench": ["torch", "gguf"],  # peers of the benchmarks (torch: any CPU build) and files for them
@@ -71,6 +81,9 @@ setup(
             "cryptography",
             "shtab",
             "gguf",
+            *SERVE,
+            "openai",
+            "httpx",
         ],
     },
     entry_points={"console_scripts": ["pangu=pangu_ms.cli.main:entry"]},

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = (
-    "ascend_ops core models config data parallel checkpoint planner infer eval train export rehearsal research"
+    "ascend_ops core models config data parallel checkpoint planner infer eval train export serve rehearsal research"
     " mindformers run api cli"
 ).split()
 """The floors, from the ground up; `run` is run/pangu_run, `api` is pangu_ms/api.py, the others are folders of

@@ -20,7 +20,7 @@ from pangu_ms.infer.generate import Generation, Generator, Prompt
 from pangu_ms.infer.sampling import SamplingConfig
 
 DOMAIN_HELP = "domain of the prompts that name none (default: the model's model.default_domain, or its first domain)"
-OWN_SETTINGS = (*options.SAMPLING_HELP, "stop")
+OWN_SETTINGS = (*options.SAMPLING_HELP, "stop", "logit_bias")
 """Keys of an object in a .jsonl file of prompts that replace the options of the same names."""
 PROMPT_KEYS = ("prompt", "id", "domain", "template", *OWN_SETTINGS)
 
@@ -179,6 +179,8 @@ def _own_sampling(value: dict[str, Any], place: str, sampling: SamplingConfig) -
             if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
                 raise GenerationError(f"{place}: stop={found!r}: must be a text, or a list of texts; correct it")
             own[name] = tuple(texts)
+        elif name == "logit_bias":
+            own[name] = _logit_bias(found, place)
         elif type(found) is not type(default) and not (isinstance(default, float) and type(found) is int):
             kind = "a whole number" if isinstance(default, int) else "a number"
             raise GenerationError(f"{place}: {name}={found!r}: must be {kind}; correct it")
@@ -186,6 +188,16 @@ def _own_sampling(value: dict[str, Any], place: str, sampling: SamplingConfig) -
         return dataclasses.replace(sampling, **own)
     except GenerationError as error:
         raise GenerationError(f"{place}: {error}") from None
+
+
+def _logit_bias(found: Any, place: str) -> tuple[tuple[int, float], ...]:
+    """The pairs of an object like {"17": -100}, as OpenAI's API takes it."""
+    items = found.items() if isinstance(found, dict) else [("", "")]
+    if not all(key.isdecimal() and type(value) in (int, float) for key, value in items):
+        raise GenerationError(
+            f'{place}: logit_bias={found!r}: must be an object of ids and numbers, such as {{"17": -100}}; correct it'
+        )
+    return tuple((int(key), float(value)) for key, value in items)
 
 
 def generate_and_print(

@@ -30,6 +30,7 @@ TEXT_FIELD_HELP = (
 )
 SAMPLING_HELP = {
     "max_new_tokens": "longest continuation, in tokens",
+    "min_new_tokens": "stop tokens are not chosen before there are this many tokens",
     "temperature": "divides the logits; 0 is greedy",
     "top_k": "keep the k likeliest tokens; 0 keeps all",
     "top_p": "keep the fewest likeliest tokens whose probabilities add up to this",
@@ -244,6 +245,12 @@ def add_generation(parser: Parser) -> None:
     add_fields(parser, SamplingConfig, SAMPLING_HELP)
     text = "end the continuation at this text; may be given several times"
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help=text)
+
+
+def add_allow_kernels(parser: argparse.ArgumentParser) -> None:
+    """--allow-kernels, of a package."""
+    text = "compile the kernels that the package carries, and run them: code of whoever made the package"
+    parser.add_argument("--allow-kernels", action="store_true", help=text)
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:

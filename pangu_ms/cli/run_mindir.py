@@ -8,7 +8,7 @@ from pangu_ms.cli.generate import DOMAIN_HELP, generate_and_print, open_answers,
 from pangu_ms.core import runtime
 from pangu_ms.core.console import tell
 from pangu_ms.core.parser import Parser
-from pangu_ms.export.kernels import Kernels
+from pangu_ms.export.kernels import announcement
 from pangu_ms.export.package import Package, read_key
 from pangu_ms.infer.generate import Generator
 
@@ -23,8 +23,7 @@ def build_parser(package: str | None = None) -> Parser:
     else:  # no --verify-key: a runner inside the package cannot vouch for the package
         parser.set_defaults(package=package, verify_key=None)
     parser.add_argument("--key-file", metavar="FILE", help="file with the AES key of an encrypted package")
-    text = "compile the kernels that the package carries, and run them: code of whoever made the package"
-    parser.add_argument("--allow-kernels", action="store_true", help=text)
+    options.add_allow_kernels(parser)
     options.add_generation(parser)
     options.add_scheduling(parser)
     options.add_threads(parser)
@@ -52,7 +51,7 @@ def _run(args: Namespace) -> int:
     scheduling = options.scheduling(args, tokenizer)
     kernels = opened.kernels if args.allow_kernels else None
     if args.allow_kernels:
-        tell(_announcement(args.package, kernels))
+        tell(announcement(args.package, kernels))
     with open_answers(args, prompts, opened.digest + (" with kernels" if kernels else "")) as answers:
         runtime.quiet(args.verbose)
         options.use_threads(args)
@@ -60,13 +59,3 @@ def _run(args: Namespace) -> int:
         generator = Generator(opened.decoder(key, args.allow_kernels), tokenizer, **scheduling)
         generate_and_print(generator, prompts, args.stream, args.json, answers)
     return 0
-
-
-def _announcement(package: str, kernels: Kernels | None) -> str:
-    """What --allow-kernels will do, in one line."""
-    if kernels is None:
-        return f"{package}: --allow-kernels: the package has no kernels; it runs MindSpore's own operators"
-    what = f"{len(kernels.texts)} files of source in {package}/kernels, SHA-256 {kernels.sha256}"
-    if kernels.are_installed:
-        return f"--allow-kernels: {what}: those of this installation"
-    return f"--allow-kernels: compiles and runs {what}: code of whoever made the package ({', '.join(kernels.texts)})"

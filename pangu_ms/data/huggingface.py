@@ -20,7 +20,8 @@ import sentencepiece
 
 from pangu_ms.core import files, small_json
 from pangu_ms.core.errors import DataError
-from pangu_ms.core.protobuf import fields, message_field, number_field
+from pangu_ms.core.protobuf import content as message_content
+from pangu_ms.core.protobuf import fields, message_field, number_field, values
 from pangu_ms.data.special_tokens import ADDED, CONFIG, GENERATION, SETTINGS, SPECIAL_TOKENS, SpecialTokens
 from pangu_ms.data.tokenizer import SPACE as JIEBA_SPACE
 from pangu_ms.data.tokenizer import Tokenizer, processor_of, require_unicode
@@ -31,6 +32,7 @@ FILES = (SENTENCEPIECE, FAST, SETTINGS, SPECIAL_TOKENS, ADDED, GENERATION, "chat
 _OF_CONFIG = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 _SPACE = "\u2581"
 _PIECES, _NORMALIZER, _SELF_TEST = 1, 3, 4  # fields of SentencePiece's ModelProto
+_ADD_DUMMY_PREFIX = 3  # of NormalizerSpec; true unless it is given
 _CONTROL = b"\x15" + bytes(4) + number_field(3, 3)  # of ModelProto.SentencePiece: score 0, type CONTROL
 
 log = logging.getLogger(__name__)
@@ -147,6 +149,8 @@ class HuggingFaceTokenizer(Tokenizer):
         self.unk_id = self.eod_id if named["unk"] is None else named["unk"]
         self.stop_ids = tuple(sorted(set(ends)))
         self.first_ids = self._first_ids(special)
+        marking = {*special.contents, *(content for content, _ in special.added.values())}
+        self._special_ids = sorted({i for content in marking if (i := self._id_inside(content)) is not None})
         self._settings = {
             "huggingface": SETTINGS,
             "vocab_size": self.vocab_size,
@@ -182,6 +186,30 @@ class HuggingFaceTokenizer(Tokenizer):
             " files can be cut; use one of these"
         )
 
+    @property
+    def special_ids(self) -> list[int]:
+        """Ids of the special and the added tokens."""
+        return list(self._special_ids)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The directory's own template of chats.
+
+        Raises:
+            DataError: it is no text.
+        """
+        if "chat_template.jinja" in self._contents:
+            return self._contents["chat_template.jinja"].decode()
+        for name in ("chat_template.json", SETTINGS):
+            found = small_json.parse_object(self._contents.get(name, b"{}")).get("chat_template")
+            if isinstance(found, list):  # several of them, by name
+                found = next((one.get("template") for one in found if one.get("name") == "default"), None)
+            if isinstance(found, str):
+                return found
+            if found is not None:
+                raise DataError(f"{name}: chat_template is neither a text nor a list of texts; name one with an option")
+        return None
+
     def id_of(self, piece: str) -> int | None:
         """See `Tokenizer`."""
         return self._id_inside(piece)
@@ -196,6 +224,11 @@ class HuggingFaceTokenizer(Tokenizer):
         for text in texts:
             require_unicode(text)
         return self._table.encode(texts)
+
+    def encode_behind_special(self, text: str) -> list[int]:
+        """See `Tokenizer`."""
+        require_unicode(text)
+        return self._table.encode_behind_special(text)
 
     def decode(self, ids: Iterable[int], continuation: bool = False) -> str:
         """See `Tokenizer`. The space that encoding puts before a text is removed again, except in a continuation."""
@@ -223,6 +256,8 @@ class SentencePieces:
                 f" it with a {FAST}"
             )
         self.strips_space, self._legacy = special.add_prefix_space is not False, special.legacy
+        if not special.is_llama and special.add_prefix_space is None:
+            self.strips_space = _has_dummy_prefix(model)  # openPangu's class leaves it to the model
         self.rule = {
             "prefix": self.strips_space,
             "legacy": self._legacy,
@@ -236,6 +271,10 @@ class SentencePieces:
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Ids of texts."""
         return self._processor.encode([self._prefixed(text) for text in texts], num_threads=1)
+
+    def encode_behind_special(self, text: str) -> list[int]:
+        """Ids of a text that follows a special token."""
+        return self._processor.encode(self._prefixed(text) if self._legacy else text)
 
     def _prefixed(self, text: str) -> str:
         add = self.strips_space and text and (self._legacy or not text.startswith((" ", _SPACE)))
@@ -256,6 +295,12 @@ class SentencePieces:
             return b""
         piece = self._processor.id_to_piece(index)
         return bytes([int(piece[3:5], 16)]) if self._processor.is_byte(index) else piece.replace(_SPACE, " ").encode()
+
+
+def _has_dummy_prefix(model: bytes) -> bool:
+    """Whether a SentencePiece model itself puts a space before a text."""
+    normalizer = b"".join(message_content(value) for field, value, _ in fields(model) if field == _NORMALIZER)
+    return bool(dict(values(normalizer)).get(_ADD_DUMMY_PREFIX, 1))
 
 
 def _with_specials(model: bytes, processor: sentencepiece.SentencePieceProcessor, special: SpecialTokens) -> bytes:
@@ -331,6 +376,8 @@ class FastPieces:
             raise ValueError(f"{FAST}: {error}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._has_first_prefix = _set_first_prefix(tree, "never")
+        self._tree = tree
         for index, (token, is_special) in sorted(special.added.items()):
             if self._tokenizer.token_to_id(token) is None:
                 add = self._tokenizer.add_special_tokens if is_special else self._tokenizer.add_tokens
@@ -367,6 +414,21 @@ class FastPieces:
         """Ids of texts. The texts are encoded one by one, since the library's `encode_batch` starts threads, and
         callers already run one process per core."""
         return [self._tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+
+    def encode_behind_special(self, text: str) -> list[int]:
+        """Ids of a text that follows a special token."""
+        return self._behind_special.encode(text, add_special_tokens=False).ids
+
+    @cached_property
+    def _behind_special(self) -> Any:
+        """The library's tokenizer without the prefix of the first text."""
+        if not self._has_first_prefix:
+            return self._tokenizer
+        pre = _library().Tokenizer.from_str(json.dumps(self._tree)).pre_tokenizer
+        other = _library().Tokenizer.from_str(self._tokenizer.to_str())
+        other.pre_tokenizer = pre
+        other.encode_special_tokens = True
+        return other
 
     def id_of(self, piece: str) -> int | None:
         """Id of a piece, or None."""
@@ -414,6 +476,16 @@ class _Decoder:
             except ValueError:
                 return piece.encode()
         return piece.replace(_SPACE, " ").encode()
+
+
+def _set_first_prefix(tree: dict[str, Any], scheme: str) -> bool:
+    """Replace the scheme "first" in the pre-tokenizers of a tokenizer.json; whether there was one."""
+    pre = tree.get("pre_tokenizer")
+    parts = pre.get("pretokenizers", [pre]) if isinstance(pre, dict) else []
+    found = [part for part in parts if part.get("type") == "Metaspace" and part.get("prepend_scheme") == "first"]
+    for part in found:
+        part["prepend_scheme"] = scheme
+    return bool(found)
 
 
 def _prepends_space(metaspace: dict[str, Any] | None) -> bool:

@@ -45,6 +45,7 @@ the longest sentence."""
 COVERAGE = 0.9995
 """Share of a text's characters that get a piece of their own, as SentencePiece advises for Chinese. All other
 characters are spelt in byte pieces."""
+_UNUSED = re.compile(r"\[unused\d+\]")
 _LOSSLESS_PROBE = " a  b\n\n\tc\r\n \u3000\uff1a"
 
 
@@ -197,6 +198,23 @@ class Tokenizer:
         return [i for i in range(self.vocab_size) if self._processor.is_control(i) or self._processor.is_unknown(i)]
 
     @property
+    def chat_template(self) -> str | None:
+        """The template of chats (Jinja2) that came with the tokenizer."""
+        return None
+
+    @property
+    def markers(self) -> dict[str, int]:
+        """Ids of the pieces that mark the structure of a text, by their spelling: control pieces, and those of other
+        makers that no training has made, such as `[unused9]`."""
+        pieces = {self.piece_of(i): i for i in range(self.vocab_size)}
+        control = {self.piece_of(i): i for i in self.special_ids}
+        return control | {piece: i for piece, i in pieces.items() if _UNUSED.fullmatch(piece)}
+
+    def text_bytes(self, index: int) -> bytes:
+        """The UTF-8 bytes that an id adds to a text; none for a special one."""
+        return self._restored_bytes(self._bytes_of[index]) if index != self.unk_id else b""
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The settings which, besides the model, determine the ids."""
         return dict(self._settings)
@@ -252,6 +270,11 @@ class Tokenizer:
                 require_unicode(text)
             raise
 
+    def encode_behind_special(self, text: str) -> list[int]:
+        """Ids of a text that follows a special piece: tokenizers of other makers may put a space before the first text
+        only."""
+        return self.encode(text)
+
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of a text that a model is to continue: `first_ids`, then the ids of `encode`."""
         return [*self.first_ids, *self.encode(text)]
@@ -285,6 +308,12 @@ class Tokenizer:
 
     def _restored(self, text: str) -> str:
         return text if self.segmenter == "none" else text.translate(_FROM_PIECES)
+
+    def _restored_bytes(self, piece: bytes) -> bytes:
+        """As `_restored`, of whole or cut characters."""
+        if self.segmenter == "none":
+            return piece
+        return piece.replace(b" ", b"").replace(SPACE.encode(), b" ").replace(NEWLINE.encode(), b"\n")
 
     @cached_property
     def _bytes_of(self) -> list[bytes]:

@@ -99,3 +99,13 @@ def require_onednn(path: Path, kernels: set[str]) -> None:
     needing = {name for operator in OPERATORS.values() if operator.onednn for name in operator.kernels}
     if needing & kernels and not ctypes.CDLL(str(path)).ascend_ops_onednn_version():
         raise OperatorError("the kernels of products need oneDNN 3, which MindSpore 2.9 brings and 2.7 does not")
+
+
+def announcement(package: Path | str, kernels: Kernels | None) -> str:
+    """What --allow-kernels will do, in one line."""
+    if kernels is None:
+        return f"{package}: --allow-kernels: the package has no kernels; it runs MindSpore's own operators"
+    what = f"{len(kernels.texts)} files of source in {package}/kernels, SHA-256 {kernels.sha256}"
+    if kernels.are_installed:
+        return f"--allow-kernels: {what}: those of this installation"
+    return f"--allow-kernels: compiles and runs {what}: code of whoever made the package ({', '.join(kernels.texts)})"

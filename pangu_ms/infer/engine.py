@@ -22,7 +22,7 @@ from pangu_ms.infer.scheduling.state import Running, Scheduler, StepPlan, Waitin
 if TYPE_CHECKING:
     from pangu_ms.infer.scoring import ContinuationScore, Scorer
 
-OnText = Callable[[str], None]
+OnToken = Callable[[Continuation], None]
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Engine:
         self.prefixes = PrefixCache(shape.batch_size, shape.chunk) if prefix_cache and decoder.caches else None
         self.counts, self._clock, self._submitted = Counts(), clock, 0
         self._continuations: dict[int, Continuation] = {}
-        self._on_text: dict[int, OnText] = {}
+        self._on_token: dict[int, OnToken] = {}
         self._kept: dict[int, list[np.ndarray]] = {}
         """Cached rows of requests that will go on in another slot."""
         self._scorer: Scorer | None = None
@@ -80,16 +80,16 @@ class Engine:
         """Time on the engine's clock."""
         return self._clock() if self._clock else float(self.counts.steps)
 
-    def submit(self, request: Request, on_text: OnText | None = None) -> int:
+    def submit(self, request: Request, on_token: OnToken | None = None) -> int:
         """Add a request; returns its number, by which `cancel` and `step` name it.
 
         Args:
             request: what to continue.
-            on_text: called with new text as soon as there is some.
+            on_token: called with the continuation behind each new token.
 
         Raises:
-            GenerationError: the prompt is empty, leaves no room for a new token or has a token that is none, or there
-                is no such domain.
+            GenerationError: the prompt is empty, leaves no room for a new token or has a token that is none, there is
+                no such domain, or the bias is of no token.
         """
         where = request.index + 1
         self.decoder.shape.require_room_for(len(request.prompt), where)
@@ -101,6 +101,7 @@ class Engine:
                     " model's tokenizer"
                 )
         self.decoder.domains.require_index(request.domain, f"prompt {where}: ")
+        continuation = Continuation(request, self.tokenizer)
         number, self._submitted = self._submitted, self._submitted + 1
         self.table.submit(
             Waiting(
@@ -112,9 +113,9 @@ class Engine:
                 request.template,
             )
         )
-        self._continuations[number] = Continuation(request, self.tokenizer)
-        if on_text:
-            self._on_text[number] = on_text
+        self._continuations[number] = continuation
+        if on_token:
+            self._on_token[number] = on_token
         return number
 
     @property
@@ -125,7 +126,7 @@ class Engine:
     def cancel(self, number: int) -> Continuation:
         """End a request; its slot is free in the next step. Returns what it has so far."""
         self.table.cancel(number)
-        self._on_text.pop(number, None)
+        self._on_token.pop(number, None)
         self._kept.pop(number, None)
         continuation = self._continuations.pop(number)
         continuation.finish_reason = "cancelled"
@@ -207,13 +208,15 @@ class Engine:
         if not (self.prefixes and plan.prefill):
             return False
         running = self._running(plan.prefill.slot)
-        request = self._continuations[running.id].request
+        continuation = self._continuations[running.id]
+        request = continuation.request
         source, length = self.prefixes.find(request.prompt, request.domain)
         if length <= running.prefilled:
             return False
         self.decoder.copy([source], [running.slot], length)
         self.prefixes.copied(source, running.slot, length)
         self.prefixes.reused_tokens += length - running.prefilled
+        continuation.cached_tokens = length
         self.table.skip_to(running.slot, length)
         return True
 
@@ -253,14 +256,14 @@ class Engine:
                 stopped.append(slot)
             if continuation.error:
                 self._clear(slot)
-            if (on_text := self._on_text.get(running.id)) and (new := continuation.take_new()):
-                on_text(new)
+            if on_token := self._on_token.get(running.id):
+                on_token(continuation)
         ended = self.table.advance(plan, stopped)
         for running in ended.returned if self.scheduler.keeps_cache else ():
             self._kept[running.id] = self.decoder.save(running.slot)
         finished = []
         for running in ended.finished:
-            self._on_text.pop(running.id, None)
+            self._on_token.pop(running.id, None)
             finished.append((running.id, self._continuations.pop(running.id)))
         return finished
 

@@ -198,5 +198,12 @@ class Generator:
             yield request, one
 
 
-def _of_prompt(on_text: OnText | None, index: int) -> Callable[[str], None] | None:
-    return (lambda text: on_text(index, text)) if on_text else None
+def _of_prompt(on_text: OnText | None, index: int) -> Callable[[Continuation], None] | None:
+    if not on_text:
+        return None
+
+    def on_token(continuation: Continuation) -> None:
+        if new := continuation.take_new():
+            on_text(index, new)
+
+    return on_token

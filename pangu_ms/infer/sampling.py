@@ -1,7 +1,9 @@
 """Chooses a token from logits: penalties, temperature, top-k, top-p. numpy only."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -14,6 +16,8 @@ class SamplingConfig:
 
     max_new_tokens: int = 64
     """Longest continuation, in tokens."""
+    min_new_tokens: int = 0
+    """Stop tokens are not chosen before there are this many tokens."""
     temperature: float = 1.0
     """Divides the logits; 0 is greedy."""
     top_k: int = 0
@@ -31,8 +35,12 @@ class SamplingConfig:
     """Number of beams of beam search; with 1, tokens are sampled instead."""
     length_penalty: float = 1.0
     """A finished beam scores (sum of log-probabilities) / length ** length_penalty."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token, what is added to its logit)."""
     stop: tuple[str, ...] = ()
     """Texts that end a continuation and are cut off from it."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end a continuation, besides those of the tokenizer."""
     num_samples: int = 1
     """Continuations of each prompt."""
     logprobs: int = -1
@@ -44,6 +52,8 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         rules = {
             "max_new_tokens": (self.max_new_tokens >= 1, "must be at least 1"),
+            "min_new_tokens": (0 <= self.min_new_tokens <= self.max_new_tokens, "must be 0 to max_new_tokens"),
+            "logit_bias": (all(math.isfinite(value) for _, value in self.logit_bias), "must be finite"),
             "temperature": (
                 self.temperature == 0 or 1e-3 <= self.temperature < math.inf,
                 "must be 0, which is greedy, or at least 0.001",
@@ -60,7 +70,8 @@ class SamplingConfig:
             "length_penalty": (math.isfinite(self.length_penalty), "must be a number"),
         }
         if self.num_beams > 1:
-            unused = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "num_samples": 1, "logprobs": -1}
+            unused: dict[str, object] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "num_samples": 1, "logprobs": -1}
+            unused |= {"min_new_tokens": 0, "logit_bias": ()}
             for name, default in unused.items():
                 rules[name] = (
                     getattr(self, name) == default,
@@ -129,17 +140,36 @@ def _largest_by_bins(logits: np.ndarray, p: float) -> np.ndarray | None:
     return kept
 
 
+class Guide(Protocol):
+    """What a continuation may be, such as a JSON value."""
+
+    def allowed(self) -> np.ndarray:
+        """bool [n], n <= V: the tokens that may come next, stop tokens included; all others are barred."""
+
+    def accept(self, token: int) -> None:
+        """The next token is this one."""
+
+
 @dataclass
 class Sampler:
-    """Chooses the tokens of one sequence. It remembers them for the penalties."""
+    """Chooses the tokens of one sequence. It remembers them for the penalties.
+
+    Attributes:
+        stop_ids: tokens that end the sequence.
+        guide: says which tokens may come.
+    """
 
     config: SamplingConfig
     prompt: list[int]
     index: int = 0
     generated: list[int] = field(default_factory=list)
     sample: int = 0
+    stop_ids: Collection[int] = ()
+    guide: Guide | None = None
 
     def __post_init__(self) -> None:
+        bias = dict(self.config.logit_bias)
+        self._biased = np.fromiter(bias, np.int64, len(bias)), np.fromiter(bias.values(), np.float64, len(bias))
         self.random = np.random.default_rng([self.config.seed, self.index, *([self.sample] if self.sample else [])])
 
     def penalized(self, logits: np.ndarray) -> np.ndarray:
@@ -167,15 +197,31 @@ class Sampler:
             logits[tokens] -= config.frequency_penalty * counts + config.presence_penalty
         return logits
 
+    def _restricted(self, logits: np.ndarray) -> np.ndarray:
+        """Logits [V] with the bias; -inf where a token may not come."""
+        if self.config.logit_bias:
+            logits[self._biased[0]] += self._biased[1]
+        if self.guide:
+            allowed = self.guide.allowed()
+            logits[: allowed.size][~allowed] = -np.inf
+            logits[allowed.size :] = -np.inf
+        if self.stop_ids and len(self.generated) < self.config.min_new_tokens:
+            others = np.delete(logits, list(self.stop_ids))
+            if others.max(initial=-np.inf) > -np.inf:  # a guide may leave nothing but the end
+                logits[list(self.stop_ids)] = -np.inf
+        return logits
+
     def choose(self, logits: np.ndarray) -> int:
         """Choose the next token from logits [V], and remember it."""
-        logits = self.penalized(logits)
+        logits = self._restricted(self.penalized(logits))
         if self.config.temperature == 0:
             token = int(logits.argmax())
         else:
             logits = keep_top_p(keep_top_k(logits / self.config.temperature, self.config.top_k), self.config.top_p)
             token = self._draw(logits)
         self.generated.append(token)
+        if self.guide:
+            self.guide.accept(token)
         return token
 
     def _draw(self, logits: np.ndarray) -> int:

@@ -188,3 +188,18 @@ def test_the_stored_ids_are_still_those_of_transformers():
     # In a process of its own: transformers imports protobuf, after which mindspore cannot be imported.
     done = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, check=True, timeout=300)
     assert json.loads(done.stdout.splitlines()[-1]) == {name: STORED[name]["texts"] for name in ("extended", "llama3")}
+
+
+def test_openpangus_class_puts_a_space_before_a_text_only_if_its_model_does(tmp_path):
+    """As released: the piece behind [unused9] is a word without a space."""
+    from pangu_ms.core.protobuf import message_field, number_field
+
+    files = dict(STORED["openpangu"]["files"])
+    files["tokenizer_config.json"] = files["tokenizer_config.json"] | {"tokenizer_class": "PanguTokenizer"}
+    write_files(files, tmp_path / "with")
+    model = base64.b64decode(files["tokenizer.model"]) + message_field(3, number_field(3, 0))
+    write_files(files | {"tokenizer.model": base64.b64encode(model).decode()}, tmp_path / "without")
+    spaced, plain = (Tokenizer.load(tmp_path / name) for name in ("with", "without"))
+    assert spaced.decode(spaced.encode("fox jumps"), continuation=True) == " fox jumps"
+    assert plain.decode(plain.encode("fox jumps"), continuation=True) == "fox jumps"
+    assert plain.decode(plain.encode(" fox")) == " fox"

@@ -52,6 +52,12 @@ def test_a_file_of_windows_has_the_same_prompts(tmp_path):
         ('{"prompt": "a", "top_k": 1.5}', "p.jsonl:2: top_k=1.5: must be a whole number; "),
         ('{"prompt": "a", "seed": true}', "p.jsonl:2: seed=True: must be a whole number; "),
         ('{"prompt": "a", "stop": [""]}', "p.jsonl:2: stop=['']: must be a text, or a list of texts; "),
+        (
+            '{"prompt": "a", "logit_bias": [1]}',
+            "p.jsonl:2: logit_bias=[1]: must be an object of ids and numbers, such as",
+        ),
+        ('{"prompt": "a", "logit_bias": {"x": 1}}', "p.jsonl:2: logit_bias={'x': 1}: must be an object of ids and"),
+        ('{"prompt": "a", "min_new_tokens": 65}', "p.jsonl:2: min_new_tokens=65: must be 0 to max_new_tokens"),
         ('{"prompt": "a", "temperature": -1}', "p.jsonl:2: temperature=-1: must be 0, which is greedy, or"),
         ("[1]", "p.jsonl:2: neither a JSON string nor an object with a prompt key"),
     ],
@@ -68,6 +74,7 @@ def test_a_line_s_settings_replace_the_options(tmp_path):
     file = tmp_path / "p.jsonl"
     file.write_text(
         '{"prompt": "a", "temperature": 0, "stop": "."}\n"b"\n{"prompt": "c", "max_new_tokens": 3, "id": "x"}\n'
+        '{"prompt": "d", "min_new_tokens": 2, "logit_bias": {"17": -100, "3": 0.5}}\n'
     )
     args = build_parser().parse_args(["run", "--prompt-file", str(file), "--max-new-tokens", "7", "--stop", "!"])
     common = SamplingConfig(max_new_tokens=7, stop=("!",))
@@ -75,4 +82,5 @@ def test_a_line_s_settings_replace_the_options(tmp_path):
         Prompt("a", SamplingConfig(max_new_tokens=7, temperature=0, stop=(".",))),
         Prompt("b", common),
         Prompt("c", SamplingConfig(max_new_tokens=3, stop=("!",)), id="x"),
+        Prompt("d", SamplingConfig(7, 2, stop=("!",), logit_bias=((17, -100.0), (3, 0.5)))),
     ]

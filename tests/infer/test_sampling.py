@@ -113,3 +113,56 @@ def test_log_softmax_of_large_logits():
 def test_a_bad_option_is_named(field, value):
     with pytest.raises(GenerationError, match=f"{field}="):
         SamplingConfig(**{field: value})
+
+
+def chosen(number, guide=None, stop_ids=(), **options):
+    """The first tokens of a greedy sequence."""
+    sampler = Sampler(SamplingConfig(temperature=0, **options), [], stop_ids=stop_ids, guide=guide)
+    return [sampler.choose(LOGITS) for _ in range(number)]
+
+
+def test_a_bias_is_added_to_logits():
+    assert chosen(1) == [1]
+    assert chosen(1, logit_bias=((2, 100.0),)) == chosen(1, logit_bias=((1, -100.0), (2, 3.0))) == [2]
+    # Half of the distance to the likeliest is not enough.
+    assert chosen(1, logit_bias=((3, float(LOGITS[1] - LOGITS[3]) / 2),)) == [1]
+
+
+def test_stop_tokens_come_behind_the_least_length():
+    assert chosen(3, stop_ids=(1, 3)) == [1, 1, 1]
+    assert chosen(3, stop_ids=(1, 3), min_new_tokens=2) == [4, 4, 1]
+    for wrong in (-1, 65):
+        with pytest.raises(GenerationError, match=f"min_new_tokens={wrong}: must be 0 to max_new_tokens"):
+            SamplingConfig(min_new_tokens=wrong)
+
+
+class Alternating:
+    """A guide: 0, then 2, then 0, ...; of a vocabulary that is smaller than the model's."""
+
+    def __init__(self):
+        self.next, self.seen = 0, []
+
+    def allowed(self):
+        mask = np.zeros(3, bool)
+        mask[self.next] = True
+        return mask
+
+    def accept(self, token):
+        self.seen.append(token)
+        self.next = 2 - self.next
+
+
+def test_a_guide_bars_all_other_tokens():
+    guide = Alternating()
+    assert chosen(4, guide) == guide.seen == [0, 2, 0, 2]
+    # Even if it leaves nothing but the end, and the least length is not reached.
+    assert chosen(2, Alternating(), stop_ids=(0,), min_new_tokens=2) == [0, 2]
+    sampler = Sampler(SamplingConfig(min_new_tokens=2), [], stop_ids=(0,), guide=Alternating())
+    assert [sampler.choose(LOGITS) for _ in range(2)] == [0, 2]
+    sampler = Sampler(SamplingConfig(temperature=3.0, top_p=0.5), [], guide=Alternating())
+    assert [sampler.choose(LOGITS) for _ in range(4)] == [0, 2, 0, 2]
+
+
+def test_beams_have_no_bias():
+    with pytest.raises(GenerationError, match="logit_bias=.*beam search does not sample"):
+        SamplingConfig(num_beams=2, logit_bias=((1, 1.0),))

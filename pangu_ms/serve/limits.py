@@ -1,0 +1,121 @@
+"""What is checked before a route sees a request: API keys, and the size and time of bodies. Plain ASGI."""
+
+import hashlib
+import hmac
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import anyio
+from fastapi import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pangu_ms.core import small_json
+from pangu_ms.core.errors import GenerationError
+from pangu_ms.serve.errors import ApiError
+from pangu_ms.serve.settings import Limits
+
+WITHOUT_KEY = ("/health", "/ready")
+"""Paths that probes ask without a key."""
+
+
+def read_api_keys(path: Path) -> list[str]:
+    """The keys of a file, one a line; empty lines and those that begin with # are left out.
+
+    Raises:
+        GenerationError: the file cannot be read, or holds no key, or one that no header can carry.
+    """
+    try:
+        lines = [line.strip() for line in small_json.read_bytes(path, pipes=True).decode("utf-8-sig").splitlines()]
+    except ValueError as error:
+        raise GenerationError(f"--api-key-file {path}: cannot be read ({error}); write one key a line") from None
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not keys:
+        raise GenerationError(f"--api-key-file {path}: holds no key; write one a line")
+    for number, line in enumerate(lines, 1):
+        if line in keys and not re.fullmatch(r"[!-~]+", line):
+            raise GenerationError(
+                f"--api-key-file {path}:{number}: is no key; a key has no spaces and only ASCII characters"
+            )
+    return keys
+
+
+class RequireKey:
+    """Answers 401 to requests without one of the keys."""
+
+    def __init__(self, app: ASGIApp, keys: Iterable[str]):
+        self.app = app
+        self._digests = [_digest(key.encode()) for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http" or _path(scope) in WITHOUT_KEY or self._known(scope):
+            await self.app(scope, receive, send)
+            return
+        error = ApiError(
+            401,
+            "Incorrect or missing API key. Send it in the header `Authorization: Bearer KEY`.",
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+        await JSONResponse(error.body(), error.status, error.headers)(scope, receive, send)
+
+    def _known(self, scope: Scope) -> bool:
+        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        kind, _, key = given.partition(b" ")
+        digest = _digest(key.strip())
+        # All digests are compared, each in constant time.
+        found = [hmac.compare_digest(digest, one) for one in self._digests]
+        return any(found) and kind.lower() == b"bearer"
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+def _path(scope: Scope) -> str:
+    return scope["path"].removeprefix(scope.get("root_path", ""))
+
+
+class LimitBodies:
+    """Ends requests whose bodies are too large or take too long."""
+
+    def __init__(self, app: ASGIApp, limits: Limits):
+        self.app = app
+        self._most, self._seconds = int(limits.body_mib * 2**20), limits.body_timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        size, whole = 0, False
+        deadline = anyio.current_time() + self._seconds
+
+        async def limited() -> Message:
+            nonlocal size, whole
+            if whole:
+                return await receive()
+            with anyio.move_on_at(deadline) as late:
+                message = await receive()
+            if late.cancelled_caught:
+                raise HTTPException(408, f"The body did not arrive within {self._seconds:g} s.", _CLOSE)
+            size += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
+            if size > self._most:
+                raise self._too_large()
+            return message
+
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+        if declared.isdigit() and int(declared[:20]) > self._most:
+            error = ApiError(413, self._too_large().detail, code="request_too_large", headers=_CLOSE)
+            await JSONResponse(error.body(), error.status, error.headers)(scope, receive, send)
+            return
+        await self.app(scope, limited, send)
+
+    def _too_large(self) -> HTTPException:
+        return HTTPException(413, f"The body is larger than {self._most} bytes.", _CLOSE)
+
+
+_CLOSE = {"Connection": "close"}

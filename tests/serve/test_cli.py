@@ -1,0 +1,84 @@
+"""`pangu serve` itself: a checkpoint from the command line to SIGTERM, and mistakes in one line."""
+
+import importlib.util
+import os
+import signal
+import socket
+import threading
+
+import httpx
+import pytest
+
+from pangu_ms.cli.main import main
+from tests.serve.common import wait_for
+
+
+def test_from_a_checkpoint_to_sigterm(checkpoint, mindspore_cpu, tmp_path, capfd):
+    """The prompt is in no log."""
+    (tmp_path / "keys").write_text("secret\n")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url, answers = f"http://127.0.0.1:{port}", []
+
+    def ask():
+        def ready():
+            try:
+                return httpx.get(f"{url}/ready").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        try:
+            assert wait_for(ready, 120)
+            with httpx.Client(base_url=url, headers={"Authorization": "Bearer secret"}, timeout=60) as client:
+                body = {"model": "tiny", "prompt": "def alpha", "max_tokens": 5}
+                answers.append(client.post("/v1/completions", json=body))
+                answers.append(client.get("/v1/models"))
+            answers.append(httpx.get(f"{url}/v1/models"))
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    options = ["--name", "tiny", "--port", str(port), "--slots", "2", "--chunk", "8", "--max-length", "40"]
+    assert main(["serve", str(checkpoint), *options, "--api-key-file", str(tmp_path / "keys"), "--access-log"]) == 0
+    asking.join()
+    assert [answer.status_code for answer in answers] == [200, 200, 401]
+    assert answers[0].json()["usage"]["completion_tokens"] == 5
+    assert answers[1].json()["data"][0]["max_model_len"] == 40
+    out, err = capfd.readouterr()
+    assert f"{url}: ready with tiny (2 slots of 40 tokens)" in out
+    assert "def alpha" not in out + err and "secret" not in out + err
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--port", "-1"], "--port -1"),
+        (["--port", "99999"], "--port 99999"),
+        (["--host", "no.such.host.invalid"], "--host no.such.host.invalid"),
+        (["--slots", "0"], "batch_size=0: must be at least 1"),
+        (["--max-length", "1"], "max_length=1: must be at least 2"),
+        (["--model", "other"], "--model other: must be NAME=PATH"),
+        (["--model", "m=x", "--name", "m"], "--model m=x: another model has this name"),
+        (["--model", "m=/nothing/here"], "/nothing/here: "),
+        (["--queue", "-1"], "--queue -1: must be at least 0"),
+        (["--queue-timeout", "nan"], "--queue-timeout nan: must be at least 0.001"),
+        (["--chat-template", "/nothing/here"], "--chat-template /nothing/here: cannot be read"),
+        (["--api-key-file", "/nothing/here"], "--api-key-file /nothing/here: cannot be read"),
+        (["--root-path", "llm"], "--root-path llm: must begin with /"),
+        (["--length-predictor", "x"], "--scheduler fcfs does not use lengths"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line(checkpoint, options, said, capsys):
+    assert main(["serve", str(checkpoint), *options]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("pangu serve: ") and said in line and line.count("\n") == 1
+
+
+def test_without_its_packages(checkpoint, monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else find(name))
+    assert main(["serve", str(checkpoint)]) == 2
+    assert capsys.readouterr().err == "pangu serve: uvicorn: not installed; pip install pangu-ms[serve]\n"
