@@ -143,6 +143,7 @@ def _paths(args: Namespace) -> dict[str, Path]:
 
 def _open(args: Namespace, name: str, path: Path) -> "ServedModel":
     from pangu_ms.export.package import read_key
+    from pangu_ms.infer.scheduling.length_predictors import OwnAnswer
     from pangu_ms.serve.open import is_package, open_model, open_package
 
     if is_package(path):
@@ -161,4 +162,10 @@ def _open(args: Namespace, name: str, path: Path) -> "ServedModel":
             args.tokenizer,
             args.chat_template,
         )
-    return dataclasses.replace(model, **options.scheduling(args, model.tokenizer))
+    scheduling = options.scheduling(args, model.tokenizer)
+    if isinstance(scheduling["predictor"], OwnAnswer):
+        raise GenerationError(
+            f"--length-predictor {args.length_predictor}: asks the model, which a server has no slot for; train one of"
+            " --kind ngrams"
+        )
+    return dataclasses.replace(model, **scheduling)
