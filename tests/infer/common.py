@@ -16,7 +16,8 @@ def make_decoder(config, parameters, batch_size, chunk=5, max_length=None, weigh
         from pangu_ms.infer.packed_model import fill_packed, pack_cells
 
         pack_cells(model.model, config, weights)
-        checkpoint = SimpleNamespace(path="parameters", tensors=lambda: parameters)
+        stored = {name: SimpleNamespace(shape=v.shape, values=lambda v=v: v) for name, v in parameters.items()}
+        checkpoint = SimpleNamespace(path="parameters", quantized="", stored=lambda: stored)
         fill_packed(checkpoint, model.model, config, weights)
     else:
         fill(model.model.trainable_params(), parameters)
