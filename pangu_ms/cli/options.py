@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pangu_ms.core import runtime
 from pangu_ms.core.errors import ConfigError, GenerationError
-from pangu_ms.core.parser import NewDirectory, NewFile, Parser
+from pangu_ms.core.parser import NewCheckpoint, NewDirectory, NewFile, Parser
 
 if TYPE_CHECKING:
     from pangu_ms.data.tokenizer import Tokenizer
@@ -154,6 +154,11 @@ def add_verbose(parser: Options) -> None:
 def add_new_directory(parser: Options, option: str, text: str, required: bool = False) -> None:
     """Add an option that names a directory to make; one with content is refused when the arguments are parsed."""
     parser.add_argument(option, type=Path, action=NewDirectory, required=required, metavar="DIR", help=text)
+
+
+def add_new_checkpoint(parser: Options, option: str, text: str) -> None:
+    """As `add_new_directory`, for a directory that a checkpoint is written to."""
+    parser.add_argument(option, type=Path, action=NewCheckpoint, required=True, metavar="DIR", help=text)
 
 
 def add_new_file(parser: Options, option: str, text: str, required: bool = False, metavar: str = "FILE") -> None:

@@ -17,7 +17,7 @@ def build_parser() -> Parser:
     options.add_checkpoint(parser)
     parser.add_argument("--weights", choices=DTYPES, required=True, help="dtype of the matrices in the new checkpoint")
     text = "directory for the new checkpoint; it must be empty, and is made if needed"
-    options.add_new_directory(parser, "--output", text, required=True)
+    options.add_new_checkpoint(parser, "--output", text)
     text = f"compare perplexity and likeliest tokens of both checkpoints on these: {options.RECORDS_HELP}"
     options.add_data(parser, text)
     options.add_split(parser, "with --data: which records to compare on")

@@ -28,7 +28,7 @@ def build_parser() -> Parser:
     text = "experts of the new group, a multiple of those that are copied (default: as many)"
     parser.add_argument("--experts", type=int, metavar="N", help=text)
     text = "directory for the new checkpoint; it must be empty, and is made if needed"
-    options.add_new_directory(parser, "--output", text, required=True)
+    options.add_new_checkpoint(parser, "--output", text)
     options.add_json(parser)
     parser.set_defaults(run=_run)
     return parser

@@ -17,7 +17,7 @@ def build_parser() -> Parser:
     options.add_checkpoint(parser)
     parser.add_argument("--domain", required=True, metavar="NAME", help="the domain to cut out")
     text = "directory for the new checkpoint; it must be empty, and is made if needed"
-    options.add_new_directory(parser, "--output", text, required=True)
+    options.add_new_checkpoint(parser, "--output", text)
     text = (
         "also leave out experts to which no token of the vocabulary goes; every layer keeps as many as the one that"
         " uses most"
