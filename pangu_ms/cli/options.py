@@ -253,7 +253,7 @@ def add_generation(parser: Parser) -> None:
 
 def add_threads(parser: Parser) -> None:
     """Add --threads."""
-    text = "threads that compute on a CPU, in MindSpore's operators and our kernels (default: all processors)"
+    text = "most threads that compute on a CPU, in MindSpore's operators and our kernels (default: all processors)"
     parser.add_argument("--threads", type=int, default=0, metavar="N", help=text)
 
 

@@ -68,5 +68,5 @@ def _announcement(package: str, kernels: Kernels | None) -> str:
         return f"{package}: --allow-kernels: the package has no kernels; it runs MindSpore's own operators"
     what = f"{len(kernels.texts)} files of source in {package}/kernels, SHA-256 {kernels.sha256}"
     if kernels.are_installed:
-        return f"--allow-kernels: {what}: those of this installation"
+        return f"--allow-kernels: {what}: those of this installation, called by the graph of whoever made the package"
     return f"--allow-kernels: compiles and runs {what}: code of whoever made the package ({', '.join(kernels.texts)})"

@@ -93,6 +93,29 @@ class Kernels:
         return path
 
 
+class _Symbol(ctypes.Structure):
+    """Dl_info of dladdr."""
+
+    _fields_ = [
+        ("file", ctypes.c_char_p),
+        ("base", ctypes.c_void_p),
+        ("name", ctypes.c_char_p),
+        ("address", ctypes.c_void_p),
+    ]
+
+
+def not_in(path: Path, kernels: set[str]) -> list[str]:
+    """Those kernels that the library at `path` does not define itself. MindSpore would also find functions of the
+    libraries that it depends on, such as `abort` and `system` of libc."""
+    library, missing = ctypes.CDLL(str(path)), []
+    for name in sorted(kernels):
+        found = _Symbol()
+        address = ctypes.cast(getattr(library, name, None), ctypes.c_void_p)
+        if not address or not ctypes.CDLL(None).dladdr(address, ctypes.byref(found)) or found.file != bytes(path):
+            missing.append(name)
+    return missing
+
+
 def require_onednn(path: Path, kernels: set[str]) -> None:
     """Raise OperatorError if one of these kernels needs the oneDNN that MindSpore brings, and the library at `path`
     does not find it. MindSpore must have been imported."""
