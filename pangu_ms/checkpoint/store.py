@@ -99,8 +99,8 @@ class Checkpoint:
             source = self.manifest[QUANTIZED].get("source")
             made_from = source.get("checkpoint") if isinstance(source, dict) else None
             raise CheckpointError(
-                f"{self.path}: is quantized to {self.quantized}, which only generate, eval and export read; name the"
-                f" checkpoint it was made from{f' ({made_from})' if made_from else ''}"
+                f"{self.path}: is quantized to {self.quantized}, whose numbers are rounded; this verb needs them as"
+                f" they were; name the checkpoint it was made from{f' ({made_from})' if made_from else ''}"
             )
 
     @property

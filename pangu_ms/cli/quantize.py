@@ -1,5 +1,6 @@
 """`pangu quantize`: write a checkpoint whose matrices are in int8 or bfloat16, and measure what the rounding costs."""
 
+import shlex
 from argparse import Namespace
 from typing import Any
 
@@ -66,4 +67,7 @@ def _text(result: dict[str, Any], args: Namespace) -> list[str]:
         ]
         lines += table_lines((f"{result['tokens']:,} tokens, {result['split']}", "before", "after", ""), rows, "<>>>")
         lines.append(f"the likeliest token is the same for {result['same_likeliest']:.2%} of them")
-    return [*lines, f"wrote {result['output']}; go on with: pangu generate {args.output} --prompt TEXT"]
+    return [
+        *lines,
+        f"wrote {result['output']}; go on with: pangu generate {shlex.quote(str(args.output))} --prompt TEXT",
+    ]

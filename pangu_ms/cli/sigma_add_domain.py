@@ -2,6 +2,7 @@
 another PanGu-Sigma with the same shared parameters, or of the feed-forward networks of a PanGu-alpha. In the new model
 only experts and embedding slots train, so that the other domains compute what they did, bit for bit."""
 
+import shlex
 from argparse import Namespace
 from pathlib import Path
 
@@ -43,10 +44,11 @@ def _run(args: Namespace) -> int:
         checkpoint, args.name, args.output, args.parent, donor, args.experts or 0, progress=not args.json
     )
     (old_experts, experts), (old, new) = result["num_experts"], result["parameters"]
+    file, place = shlex.quote(f"{result['output']}/config.yaml"), shlex.quote(result["output"])
     text = (
         f"{result['output']}: domain {args.name}, {experts - old_experts} new experts a layer, {new:,} parameters"
         f" ({new - old:,} new)\n"
-        f"go on with: pangu train --config {result['output']}/config.yaml --init-from {result['output']} --data RECORDS"
+        f"go on with: pangu train --config {file} --init-from {place} --data RECORDS"
     )
     print_result(result, text, args.json)
     return 0

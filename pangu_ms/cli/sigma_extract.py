@@ -1,6 +1,7 @@
 """`pangu sigma extract`: write the checkpoint of a model that computes for one domain what a PanGu-Sigma does, and
 holds nothing of other domains."""
 
+import shlex
 from argparse import Namespace
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def _run(args: Namespace) -> int:
     (_, experts), (old, new) = result["num_experts"], result["parameters"]
     text = (
         f"{result['output']}: domain {args.domain}, {experts} experts a layer, {new:,} of {old:,} parameters\n"
-        f"go on with: pangu generate {args.output} --prompt TEXT"
+        f"go on with: pangu generate {shlex.quote(str(args.output))} --prompt TEXT"
     )
     print_result(result, text, args.json)
     return 0

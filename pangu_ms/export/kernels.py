@@ -107,11 +107,15 @@ class _Symbol(ctypes.Structure):
 def not_in(path: Path, kernels: set[str]) -> list[str]:
     """Those kernels that the library at `path` does not define itself. MindSpore would also find functions of the
     libraries that it depends on, such as `abort` and `system` of libc."""
-    library, missing = ctypes.CDLL(str(path)), []
+    library, program, missing = ctypes.CDLL(str(path)), ctypes.CDLL(None), []
     for name in sorted(kernels):
         found = _Symbol()
-        address = ctypes.cast(getattr(library, name, None), ctypes.c_void_p)
-        if not address or not ctypes.CDLL(None).dladdr(address, ctypes.byref(found)) or found.file != bytes(path):
+        try:
+            address = ctypes.cast(getattr(library, name), ctypes.c_void_p)
+        except AttributeError:
+            missing.append(name)
+            continue
+        if not program.dladdr(address, ctypes.byref(found)) or found.file != bytes(path):
             missing.append(name)
     return missing
 

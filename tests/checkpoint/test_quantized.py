@@ -1,6 +1,7 @@
 """Quantized checkpoints on the disk: what the files hold, against numpy in float64; and what is refused."""
 
 import json
+import shlex
 import shutil
 import tracemalloc
 from argparse import ArgumentParser, Namespace
@@ -13,6 +14,7 @@ from ascend_ops.packing import QuantizedWeight, pack
 from pangu_ms.checkpoint import derive, quantized, safetensors_file, store
 from pangu_ms.checkpoint.quantized import QuantizedTensors, quantize, scale_name
 from pangu_ms.checkpoint.reshard import Source, reshard
+from pangu_ms.cli import quantize as cli_quantize
 from pangu_ms.config import load_config
 from pangu_ms.core import dtypes, files
 from pangu_ms.core.errors import CheckpointError, OutputError
@@ -296,3 +298,9 @@ def test_the_command_of_a_killed_process_can_be_run_again(words, tmp_path):
     (tmp_path / "step-00000007").mkdir()
     with pytest.raises(OutputError, match="exists with other content"):
         action(ArgumentParser(), space, tmp_path, "--output")
+
+
+def test_the_command_to_go_on_with_can_be_pasted(tmp_path):
+    result = {"matrices": 1, "weights": "int8", "bytes": [4, 1], "experts_bytes": 0, "output": "x"}
+    (*_, last) = cli_quantize._text(result, Namespace(output=tmp_path / "two words"))
+    assert shlex.split(last)[-3:] == [str(tmp_path / "two words"), "--prompt", "TEXT"]
