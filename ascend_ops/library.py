@@ -16,6 +16,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import subprocess
 import tempfile
 import time
@@ -184,6 +185,12 @@ def build(level: str | None = None, texts: Mapping[str, str] | None = None) -> P
     """
     texts = sources() if texts is None else texts
     path = library_path(level or cpu_level(), texts)
+    if ":" in str(path):
+        raise OperatorError(
+            f"{path.parent}: MindSpore ends the path of a library at its first ':'; set ASCEND_OPS_CACHE to a directory"
+            " without one"
+        )
+    _warn_of_others(path.parent)
     if _is_sound(path):
         return path
     compiler()
@@ -202,6 +209,21 @@ def build(level: str | None = None, texts: Mapping[str, str] | None = None) -> P
         advice = "the CPU kernels are built there; set ASCEND_OPS_CACHE to a directory with room that can be written"
         raise OperatorError(f"{path.parent}: {error.strerror}; {advice}") from error
     return path
+
+
+@functools.lru_cache(maxsize=16)
+def _warn_of_others(directory: Path) -> None:
+    """Warn if every user can put a library into this directory, or exchange the directory."""
+    for place in (directory, cache_root()):
+        with contextlib.suppress(OSError):
+            mode = place.stat().st_mode
+            if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+                log.warning(
+                    "%s: every user of this machine can write there, and so run code as you; `chmod o-w` it, or set"
+                    " ASCEND_OPS_CACHE to a directory of your own",
+                    place,
+                )
+                return
 
 
 def _is_sound(path: Path) -> bool:

@@ -64,6 +64,7 @@ MISTAKES = {
     "quantize RUN --weights int8 --output NEW --max-batches 2": "is an option of --data",
     "quantize RUN --weights int8 --output NEW --data NONE": "no MindRecord file",
     "quantize RUN --weights int8 --output NEW --data RECORDS --batch-size 0": "batch_size=0",
+    "schedule calibrate RUN --output NEW --max-length 999999": "must be between 2 and the model's context",
     "ckpt reshard NONE --output NEW": "no such directory",
     "ckpt reshard RUN --output FULL": "has other content",
     "ckpt reshard RUN --output NEW --step 77": "77",

@@ -55,3 +55,16 @@ def test_a_device_number_that_is_none_is_named(monkeypatch):
     monkeypatch.setenv("DEVICE_ID", "npu0")
     with pytest.raises(ConfigError, match="^DEVICE_ID='npu0': .* must be a whole number"):
         runtime.start("Ascend")
+
+
+def test_no_more_threads_than_processors(monkeypatch):
+    """Thousands of threads compute nothing for minutes."""
+    import mindspore as ms
+
+    seen = {}
+    monkeypatch.setattr(ms, "set_context", lambda **options: seen.update(options))
+    monkeypatch.setenv("ASCEND_OPS_NUM_THREADS", "")
+    runtime.use_threads(9999)
+    number = len(os.sched_getaffinity(0))
+    assert seen == {"runtime_num_threads": number, "inter_op_parallel_num": number}
+    assert os.environ["ASCEND_OPS_NUM_THREADS"] == str(number)

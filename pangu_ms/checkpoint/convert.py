@@ -74,7 +74,7 @@ def import_file(
         if loaded:
             loaded.save(copy := Path(scratch) / "tokenizer")
         tensors = dtypes.cast(str(path), tensors, dtype, _tables(config.model))
-        return store.save(output, 0, {"model": tensors}, state, config, copy)
+        return store.save(output, 0, {"model": tensors}, state, config, copy, allowed=store.require_no_checkpoints)
 
 
 def directory_config(directory: Path, source: str, config: RunConfig | None = None) -> RunConfig:

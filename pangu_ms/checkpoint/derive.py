@@ -141,7 +141,7 @@ def write_tensors(
         tensors: by name, those of a stack member by member.
         kind: see `step_directory.write_step`.
     """
-    reshard.require_unused(root)
+    store.require_unused(root)
     reshard.require_room(root, sum(tensor.spec.nbytes for tensor in tensors.values()))
     contents = store.description(state, config, tokenizer)
     groups: dict[str, list[str]] = {store.MODEL: []}
@@ -157,7 +157,8 @@ def write_tensors(
             for file, own in store.shards(group, {name: tensors[name].spec.nbytes for name in names}):
                 specs = {name: tensors[name].spec for name in own}
                 contents[file] = safetensors_file.encode_lazily(specs, load)
-        return store.write(root, step, contents, {group: len(names) for group, names in groups.items()}, kind=kind)
+        numbers = {group: len(names) for group, names in groups.items()}
+        return store.write(root, step, contents, numbers, kind=kind, allowed=store.require_unused)
 
 
 def _tensor(

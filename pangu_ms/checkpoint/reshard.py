@@ -85,26 +85,15 @@ def reshard(source: Source, root: Path, config: RunConfig, whole: bool = False, 
         for group, name, parts in _whole_files(source) if whole else _rank_files(source, plan):
             contents[name] = _with_progress(_encoded(parts), bar)
             groups.setdefault(group, set()).update(parts)
-        return store.write(root, source.step, contents, {group: len(names) for group, names in groups.items()})
+        numbers = {group: len(names) for group, names in groups.items()}
+        return store.write(root, source.step, contents, numbers, allowed=store.require_unused)
 
 
 def check(source: Source, root: Path, config: RunConfig) -> None:
     """Run the checks of `reshard`, which raise the errors listed there, before anything is read or written."""
-    require_unused(root)
+    store.require_unused(root)
     _require_model(source, config)
     require_room(root, source.nbytes)
-
-
-def require_unused(root: Path) -> None:
-    """Raise OutputError unless a new checkpoint may be written to `root`. Leftovers of a killed save are ignored."""
-    root = Path(root)
-    if root.exists() and not root.is_dir():
-        raise OutputError(f"{root}: is a file; a checkpoint goes into a directory; name another --output")
-    for path in sorted(root.iterdir()) if root.is_dir() else ():
-        if path.name != ".lock" and not (path.name.startswith(".step-") and path.suffix == ".tmp"):
-            raise OutputError(
-                f"{root}: has other content ({path.name}); nothing is overwritten; name a new --output or empty it"
-            )
 
 
 @dataclass(frozen=True)

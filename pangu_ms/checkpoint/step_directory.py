@@ -139,6 +139,10 @@ def _read(path: Path) -> dict[str, Any]:
         ) from None
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: {MANIFEST} is damaged ({error}); use another checkpoint") from None
+    if intact and "graph" in manifest:
+        raise CheckpointError(
+            f"{path}: is a MindIR package, which `pangu run-mindir` runs; name the checkpoint that it was made from"
+        )
     # A damaged manifest may show any version; only an intact one proves that a newer program wrote it.
     format_version.require_known(
         manifest.get(format_version.KEY), FORMAT_VERSION, path, NewerCheckpoint if intact else CheckpointError

@@ -25,7 +25,7 @@ import contextlib
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,8 @@ MAX_SHARD_BYTES = 4 << 30
 """Chosen below 5 GB, the largest upload that object stores accept in one request."""
 
 Tensors = dict[str, np.ndarray]
+Check = Callable[[Path], None]
+"""Raises OutputError unless a checkpoint may be written to a directory."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,8 @@ class Checkpoint:
             source = self.manifest[QUANTIZED].get("source")
             made_from = source.get("checkpoint") if isinstance(source, dict) else None
             raise CheckpointError(
-                f"{self.path}: is quantized to {self.quantized}, which only generate, eval and export read; name the"
-                f" checkpoint it was made from{f' ({made_from})' if made_from else ''}"
+                f"{self.path}: is quantized to {self.quantized}, whose numbers are rounded; this verb needs them as"
+                f" they were; name the checkpoint it was made from{f' ({made_from})' if made_from else ''}"
             )
 
     @property
@@ -190,6 +192,7 @@ def save(
     tokenizer: Path | None = None,
     keep: int = 0,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    allowed: Check = lambda root: None,
 ) -> Path:
     """Save one step atomically. If the process is killed or the disk is full, the earlier checkpoints stay as they
     were.
@@ -205,6 +208,7 @@ def save(
         tokenizer: directory to copy, or None.
         keep: number of newest checkpoints to keep; 0 keeps all.
         max_shard_bytes: a group larger than this is split into several files.
+        allowed: see `new_step`.
 
     Returns:
         The step's directory.
@@ -219,7 +223,9 @@ def save(
     for group, tensors in stored.items():
         for name, names in shards(group, {name: array.nbytes for name, array in tensors.items()}, max_shard_bytes):
             contents[name] = safetensors_file.encode({name: tensors[name] for name in names})
-    return write(root, step, contents, {group: len(tensors) for group, tensors in stored.items()}, keep)
+    return write(
+        root, step, contents, {group: len(tensors) for group, tensors in stored.items()}, keep, allowed=allowed
+    )
 
 
 def with_routing(groups: dict[str, Tensors]) -> dict[str, Tensors]:
@@ -239,6 +245,7 @@ def write(
     groups: dict[str, int],
     keep: int = 0,
     kind: dict[str, Any] | None = None,
+    allowed: Check = lambda root: None,
 ) -> Path:
     """Save one step from the bytes of its files; see `save`.
 
@@ -246,8 +253,9 @@ def write(
         contents: all files but the manifest. Their pieces are iterated over as they are written.
         groups: number of tensors of each group.
         kind: see `write_step`.
+        allowed: see `new_step`.
     """
-    with new_step(root, step, keep) as temporary:
+    with new_step(root, step, keep, allowed=allowed) as temporary:
         write_step(temporary, contents, step, groups, kind=kind)
     return step_path(root, step)
 
@@ -258,7 +266,9 @@ def step_path(root: Path, step: int) -> Path:
 
 
 @contextlib.contextmanager
-def new_step(root: Path, step: int, keep: int = 0, temporary: Path | None = None) -> Iterator[Path]:
+def new_step(
+    root: Path, step: int, keep: int = 0, temporary: Path | None = None, allowed: Check = lambda root: None
+) -> Iterator[Path]:
     """Open a context in which one step is written; see `save`.
 
     The context yields the path of a directory that the block must create and fill with `write_step`. When the block
@@ -266,6 +276,9 @@ def new_step(root: Path, step: int, keep: int = 0, temporary: Path | None = None
 
     Args:
         temporary: the path to use, if several processes have to know it. `commit.leftovers` must be able to find it.
+        allowed: called with `root` when no other process saves there any more; it raises OutputError if what that
+            process wrote must not be added to. A command that writes a new checkpoint has checked this at its start,
+            too, but another one may have begun at the same time.
     """
     root, target = Path(root), step_path(root, step)
     with files.writing(target):
@@ -273,6 +286,7 @@ def new_step(root: Path, step: int, keep: int = 0, temporary: Path | None = None
         with commit.only_saver(root) as alone:
             if alone:
                 commit.remove_leftovers(root, _looks_complete)
+            allowed(root)
             temporary = temporary or commit.temporary_name(target)
             shutil.rmtree(temporary, ignore_errors=True)  # a killed save may have left it, if there are no locks
             try:
@@ -405,6 +419,18 @@ def step_directories(root: Path) -> list[Path]:
         if (match := STEP.fullmatch(path.name)) and path.is_dir():
             found.append((int(match[1]), not match[2], path))
     return [path for _, _, path in sorted(found, reverse=True)]
+
+
+def require_unused(root: Path) -> None:
+    """Raise OutputError unless a new checkpoint may be written to `root`. Leftovers of a killed save are ignored."""
+    root = Path(root)
+    if root.exists() and not root.is_dir():
+        raise OutputError(f"{root}: is a file; a checkpoint goes into a directory; name another --output")
+    for path in sorted(root.iterdir()) if root.is_dir() else ():
+        if not files.LEFT_BY_SAVES.fullmatch(path.name):
+            raise OutputError(
+                f"{root}: has other content ({path.name}); nothing is overwritten; name a new --output or empty it"
+            )
 
 
 def require_no_checkpoints(output: Path) -> None:

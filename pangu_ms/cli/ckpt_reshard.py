@@ -9,7 +9,7 @@ from typing import Any
 
 from pangu_ms.checkpoint import store
 from pangu_ms.checkpoint.mindspore_shards import open_shards
-from pangu_ms.checkpoint.reshard import Source, check, require_unused, reshard
+from pangu_ms.checkpoint.reshard import Source, check, reshard
 from pangu_ms.cli import options
 from pangu_ms.config import RunConfig, load_config
 from pangu_ms.config.load import config_to_dict, dump_config
@@ -143,7 +143,7 @@ def _keeping_batch(old: RunConfig, new: RunConfig) -> list[str]:
 def _require_new_run(output: Path) -> None:
     """Raise OutputError unless `output` is missing or empty, apart from leftovers of a killed reshard."""
     inside = sorted(output.iterdir()) if output.is_dir() else []
-    require_unused(output / "checkpoints" if [path.name for path in inside] == ["checkpoints"] else output)
+    store.require_unused(output / "checkpoints" if [path.name for path in inside] == ["checkpoints"] else output)
 
 
 def _root(args: Namespace) -> Path:

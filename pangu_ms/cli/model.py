@@ -1,6 +1,7 @@
 """`pangu model ACTION`: make a model from the parameters of another one."""
 
 import dataclasses
+import shlex
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,10 +172,11 @@ def _upgrade_to_other_family(checkpoint: Checkpoint, args: Namespace) -> int:
     seed, progress = _seed(args.seed), not args.json
     result = inherit_base(checkpoint, config, args.output, args.tokenizer, seed, counts, progress)
     output, (_, experts), (before, after) = result["output"], result["num_experts"], result["parameters"]
+    file, place = shlex.quote(f"{output}/config.yaml"), shlex.quote(output)
     text = (
         f"{new.family}, {experts} experts a layer, parameters {before:,} -> {after:,}, new rows of word tables:"
         f" {result['new_rows']:,}\n"
-        f"wrote {output}; go on with: pangu train --config {output}/config.yaml --init-from {output} --data RECORDS"
+        f"wrote {output}; go on with: pangu train --config {file} --init-from {place} --data RECORDS"
     )
     print_result(result, text, args.json)
     return 0
@@ -262,9 +264,9 @@ def _table(result: dict[str, Any]) -> list[str]:
         note = "before training, with the teacher's vocabulary"
         rows.append((f"loss, {result['loss_split']}", f"{teacher:.4f}", f"{student:.4f}", note))
     output = result["output"]
+    file, place = shlex.quote(f"{output}/config.yaml"), shlex.quote(output)
     return [
         *table_lines(("", "teacher", "student", ""), rows, "<>><"),
         f"layers of the teacher: {', '.join(map(str, result['layers']))}",
-        f"wrote {output}; go on with: pangu train --config {output}/config.yaml --init-from {output} --data RECORDS"
-        " --output RUN",
+        f"wrote {output}; go on with: pangu train --config {file} --init-from {place} --data RECORDS --output RUN",
     ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pangu_ms.core import runtime
 from pangu_ms.core.errors import ConfigError, GenerationError
-from pangu_ms.core.parser import NewDirectory, NewFile, Parser
+from pangu_ms.core.parser import NewCheckpoint, NewDirectory, NewFile, Parser
 
 if TYPE_CHECKING:
     from pangu_ms.data.tokenizer import Tokenizer
@@ -157,6 +157,11 @@ def add_new_directory(parser: Options, option: str, text: str, required: bool = 
     parser.add_argument(option, type=Path, action=NewDirectory, required=required, metavar="DIR", help=text)
 
 
+def add_new_checkpoint(parser: Options, option: str, text: str) -> None:
+    """As `add_new_directory`, for a directory that a checkpoint is written to."""
+    parser.add_argument(option, type=Path, action=NewCheckpoint, required=True, metavar="DIR", help=text)
+
+
 def add_new_file(parser: Options, option: str, text: str, required: bool = False, metavar: str = "FILE") -> None:
     """Add an option that names a file to write; an existing one is refused when the arguments are parsed."""
     parser.add_argument(option, type=Path, action=NewFile, required=required, metavar=metavar, help=text)
@@ -264,7 +269,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 
 def add_threads(parser: Parser) -> None:
     """Add --threads."""
-    text = "threads that compute on a CPU, in MindSpore's operators and our kernels (default: all processors)"
+    text = "most threads that compute on a CPU, in MindSpore's operators and our kernels (default: all processors)"
     parser.add_argument("--threads", type=int, default=0, metavar="N", help=text)
 
 

@@ -1,5 +1,6 @@
 """`pangu quantize`: write a checkpoint whose matrices are in int8 or bfloat16, and measure what the rounding costs."""
 
+import shlex
 from argparse import Namespace
 from typing import Any
 
@@ -17,7 +18,7 @@ def build_parser() -> Parser:
     options.add_checkpoint(parser)
     parser.add_argument("--weights", choices=DTYPES, required=True, help="dtype of the matrices in the new checkpoint")
     text = "directory for the new checkpoint; it must be empty, and is made if needed"
-    options.add_new_directory(parser, "--output", text, required=True)
+    options.add_new_checkpoint(parser, "--output", text)
     text = f"compare perplexity and likeliest tokens of both checkpoints on these: {options.RECORDS_HELP}"
     options.add_data(parser, text)
     options.add_split(parser, "with --data: which records to compare on")
@@ -66,4 +67,7 @@ def _text(result: dict[str, Any], args: Namespace) -> list[str]:
         ]
         lines += table_lines((f"{result['tokens']:,} tokens, {result['split']}", "before", "after", ""), rows, "<>>>")
         lines.append(f"the likeliest token is the same for {result['same_likeliest']:.2%} of them")
-    return [*lines, f"wrote {result['output']}; go on with: pangu generate {args.output} --prompt TEXT"]
+    return [
+        *lines,
+        f"wrote {result['output']}; go on with: pangu generate {shlex.quote(str(args.output))} --prompt TEXT",
+    ]

@@ -78,6 +78,10 @@ def _measured(args: Namespace) -> "tuple[StepCosts, dict[int, Served]]":
     checkpoint = open_checkpoint(args.checkpoint)
     config = checkpoint_config(checkpoint, args.overrides)
     tokenizer = load_tokenizer(checkpoint, args.tokenizer)
+    if args.max_length and args.max_length > config.model.seq_length:
+        raise ConfigError(
+            f"--max-length {args.max_length}: must be between 2 and the model's context of {config.model.seq_length}"
+        )
     sampling = SamplingConfig(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
     length = args.max_length or config.model.seq_length
     decoders = {}

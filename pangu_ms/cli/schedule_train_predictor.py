@@ -61,7 +61,8 @@ def _run(args: Namespace) -> int:
     runtime.quiet(args.verbose)
     started = time.perf_counter()
     checkpoint, tokenizer = _model(args)
-    train, held_out = _split(args, tokenizer)
+    longest = checkpoint.config().model.seq_length if checkpoint and args.kind == "probe" else None
+    train, held_out = _split(args, tokenizer, longest)
     middle = float(sorted(length for _, length in train)[len(train) // 2])
     predictor = _trained(args, train, middle, tokenizer, checkpoint)
     lengths = [length for _, length in held_out]
@@ -109,8 +110,8 @@ Labelled = list[tuple["Prompt", int]]
 """Prompts, each with its label."""
 
 
-def _split(args: Namespace, tokenizer: "Tokenizer") -> tuple[Labelled, Labelled]:
-    """The labelled prompts to train on, and those to measure with."""
+def _split(args: Namespace, tokenizer: "Tokenizer", longest: int | None) -> tuple[Labelled, Labelled]:
+    """The labelled prompts to train on, and those to measure with; the model reads at most `longest` tokens."""
     import hashlib
 
     from pangu_ms.infer.scheduling.length_predictors import Prompt
@@ -126,6 +127,11 @@ def _split(args: Namespace, tokenizer: "Tokenizer") -> tuple[Labelled, Labelled]
         share = int.from_bytes(hashlib.sha256(line.prompt.encode(errors="surrogatepass")).digest()[:6], "big") / 2**48
         # Template means do not look at the text, which is then not encoded.
         ids = () if args.kind == "template" else tuple(tokenizer.encode_prompt(line.prompt))
+        if longest and len(ids) > longest:
+            raise DataError(
+                f"{args.lines}: length {number} has a prompt of {len(ids)} tokens; the model reads at most {longest};"
+                " remove it"
+            )
         (held_out if share < args.held_out else train).append((Prompt(ids, line.template), line.tokens))
     if not train or not held_out:
         raise DataError(

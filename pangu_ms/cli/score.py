@@ -11,7 +11,7 @@ from typing import Any
 from pangu_ms.cli import options
 from pangu_ms.core import files, runtime, small_json
 from pangu_ms.core.console import tell
-from pangu_ms.core.errors import GenerationError
+from pangu_ms.core.errors import DataError, GenerationError
 from pangu_ms.core.parser import NewFile, Parser
 from pangu_ms.core.progress import progress_bar
 from pangu_ms.core.table import print_json
@@ -50,6 +50,12 @@ class Line:
 
     def item(self, tokenizer: Tokenizer, window: int, domain: int) -> Item:
         """It as token ids."""
+        try:
+            return self._item(tokenizer, window, domain)
+        except DataError as error:  # such as half a surrogate pair, which JSON can write
+            raise GenerationError(f"{self.place}: {error}") from None
+
+    def _item(self, tokenizer: Tokenizer, window: int, domain: int) -> Item:
         if self.text is not None:
             ids = tokenizer.encode(self.text) if isinstance(self.text, str) else self.text
             return Item.text(ids, window, domain, tokenizer.first_ids)
@@ -57,9 +63,15 @@ class Line:
 
     def _pair(self, tokenizer: Tokenizer, continuation: str | list[int]) -> tuple[Sequence[int], Sequence[int]]:
         if isinstance(self.prefix, str) and isinstance(continuation, str):
-            return encode_pair(tokenizer, self.prefix, continuation)
-        ids = [one if isinstance(one, list) else tokenizer.encode(one) for one in (self.prefix, continuation)]
-        return ids[0], ids[1]
+            context, ids = encode_pair(tokenizer, self.prefix, continuation)
+            if continuation and not ids:
+                raise GenerationError(
+                    f"{self.place}: continuation {continuation[:40]!r} has no token of its own, since it and the end of"
+                    " the prefix are one token; divide the text elsewhere, or give token ids"
+                )
+            return context, ids
+        prefix, own = (one if isinstance(one, list) else tokenizer.encode(one) for one in (self.prefix, continuation))
+        return prefix, own
 
     def result(self, index: int, item: Item, scores: Sequence[ContinuationScore]) -> dict[str, Any]:
         """Its scores as JSON."""

@@ -2,6 +2,7 @@
 another PanGu-Sigma with the same shared parameters, or of the feed-forward networks of a PanGu-alpha. In the new model
 only experts and embedding slots train, so that the other domains compute what they did, bit for bit."""
 
+import shlex
 from argparse import Namespace
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def build_parser() -> Parser:
     text = "experts of the new group, a multiple of those that are copied (default: as many)"
     parser.add_argument("--experts", type=int, metavar="N", help=text)
     text = "directory for the new checkpoint; it must be empty, and is made if needed"
-    options.add_new_directory(parser, "--output", text, required=True)
+    options.add_new_checkpoint(parser, "--output", text)
     options.add_json(parser)
     parser.set_defaults(run=_run)
     return parser
@@ -43,10 +44,11 @@ def _run(args: Namespace) -> int:
         checkpoint, args.name, args.output, args.parent, donor, args.experts or 0, progress=not args.json
     )
     (old_experts, experts), (old, new) = result["num_experts"], result["parameters"]
+    file, place = shlex.quote(f"{result['output']}/config.yaml"), shlex.quote(result["output"])
     text = (
         f"{result['output']}: domain {args.name}, {experts - old_experts} new experts a layer, {new:,} parameters"
         f" ({new - old:,} new)\n"
-        f"go on with: pangu train --config {result['output']}/config.yaml --init-from {result['output']} --data RECORDS"
+        f"go on with: pangu train --config {file} --init-from {place} --data RECORDS"
     )
     print_result(result, text, args.json)
     return 0

@@ -1,6 +1,7 @@
 """`pangu sigma extract`: write the checkpoint of a model that computes for one domain what a PanGu-Sigma does, and
 holds nothing of other domains."""
 
+import shlex
 from argparse import Namespace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ def build_parser() -> Parser:
     options.add_checkpoint(parser)
     parser.add_argument("--domain", required=True, metavar="NAME", help="the domain to cut out")
     text = "directory for the new checkpoint; it must be empty, and is made if needed"
-    options.add_new_directory(parser, "--output", text, required=True)
+    options.add_new_checkpoint(parser, "--output", text)
     text = (
         "also leave out experts to which no token of the vocabulary goes; every layer keeps as many as the one that"
         " uses most"
@@ -39,7 +40,7 @@ def _run(args: Namespace) -> int:
     (_, experts), (old, new) = result["num_experts"], result["parameters"]
     text = (
         f"{result['output']}: domain {args.domain}, {experts} experts a layer, {new:,} of {old:,} parameters\n"
-        f"go on with: pangu generate {args.output} --prompt TEXT"
+        f"go on with: pangu generate {shlex.quote(str(args.output))} --prompt TEXT"
     )
     print_result(result, text, args.json)
     return 0

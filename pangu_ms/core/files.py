@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -16,6 +17,8 @@ from pangu_ms.core.errors import NoRoom, OutputError
 
 # EFBIG: the file would be larger than the file system or `ulimit -f` allows.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LEFT_BY_SAVES = re.compile(r"\.lock|\.step-.*\.tmp", re.DOTALL)
+"""Names of what a killed save leaves in a directory of checkpoints."""
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -200,11 +203,12 @@ def new_directory(target: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def require_free(target: Path, option: str = "--output") -> None:
-    """Raise OutputError unless `target` does not exist yet or is an empty directory."""
+def require_free(target: Path, option: str = "--output", of_saves: bool = False) -> None:
+    """Raise OutputError unless `target` does not exist yet or is an empty directory. If it is to hold a checkpoint
+    (`of_saves`), what a killed save left there does not count: the next save removes it."""
     target = Path(target)
     if target.is_dir():
-        if next(target.iterdir(), None) is not None:
+        if any(not (of_saves and LEFT_BY_SAVES.fullmatch(path.name)) for path in target.iterdir()):
             raise OutputError(
                 f"{target}: exists with other content; nothing is overwritten; name a new {option} or remove it"
             )

@@ -114,6 +114,8 @@ class NewFile(argparse.Action):
 class NewDirectory(argparse.Action):
     """As NewFile, for an option that names a directory to create: it may exist if it is empty."""
 
+    of_saves = False
+
     def __call__(
         self,
         parser: argparse.ArgumentParser,
@@ -121,5 +123,11 @@ class NewDirectory(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        files.require_free(values, self.option_strings[0])
+        files.require_free(values, self.option_strings[0], self.of_saves)
         setattr(namespace, self.dest, values)
+
+
+class NewCheckpoint(NewDirectory):
+    """As NewDirectory, for the directory of a new checkpoint: it may hold what a killed command left there."""
+
+    of_saves = True

@@ -65,11 +65,13 @@ def start(device: str) -> None:
 
 
 def use_threads(number: int) -> None:
-    """Let MindSpore's CPU operators and our kernels compute on this many threads; 0 leaves both as they are. Call
-    before anything is computed in this process."""
+    """Let MindSpore's CPU operators and our kernels compute on at most this many threads; 0 leaves both as they are.
+    Call before anything is computed in this process."""
     if number:
         import mindspore as ms
 
+        # More than there are processors would wait for each other: thousands of them compute nothing for minutes.
+        number = min(number, len(os.sched_getaffinity(0)))
         os.environ["ASCEND_OPS_NUM_THREADS"] = str(number)
         # The threads within an operator, and those that run operators side by side.
         ms.set_context(runtime_num_threads=number, inter_op_parallel_num=number)

@@ -93,6 +93,33 @@ class Kernels:
         return path
 
 
+class _Symbol(ctypes.Structure):
+    """Dl_info of dladdr."""
+
+    _fields_ = [
+        ("file", ctypes.c_char_p),
+        ("base", ctypes.c_void_p),
+        ("name", ctypes.c_char_p),
+        ("address", ctypes.c_void_p),
+    ]
+
+
+def not_in(path: Path, kernels: set[str]) -> list[str]:
+    """Those kernels that the library at `path` does not define itself. MindSpore would also find functions of the
+    libraries that it depends on, such as `abort` and `system` of libc."""
+    library, program, missing = ctypes.CDLL(str(path)), ctypes.CDLL(None), []
+    for name in sorted(kernels):
+        found = _Symbol()
+        try:
+            address = ctypes.cast(getattr(library, name), ctypes.c_void_p)
+        except AttributeError:
+            missing.append(name)
+            continue
+        if not program.dladdr(address, ctypes.byref(found)) or found.file != bytes(path):
+            missing.append(name)
+    return missing
+
+
 def require_onednn(path: Path, kernels: set[str]) -> None:
     """Raise OperatorError if one of these kernels needs the oneDNN that MindSpore brings, and the library at `path`
     does not find it. MindSpore must have been imported."""
@@ -107,5 +134,5 @@ def announcement(package: Path | str, kernels: Kernels | None) -> str:
         return f"{package}: --allow-kernels: the package has no kernels; it runs MindSpore's own operators"
     what = f"{len(kernels.texts)} files of source in {package}/kernels, SHA-256 {kernels.sha256}"
     if kernels.are_installed:
-        return f"--allow-kernels: {what}: those of this installation"
+        return f"--allow-kernels: {what}: those of this installation, called by the graph of whoever made the package"
     return f"--allow-kernels: compiles and runs {what}: code of whoever made the package ({', '.join(kernels.texts)})"

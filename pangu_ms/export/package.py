@@ -220,6 +220,11 @@ class Package:
 
         model = kernels.with_library(_content(graph, key, mode), kernels.PLACE, str(library))
         found = self._harmless(graph, model, str(library))
+        if missing := kernels.not_in(library, found.kernels):
+            raise ExportError(
+                f"{graph}: calls {missing[0]}, which is no function of the package's source; the package is refused;"
+                " export again"
+            )
         kernels.require_onednn(library, found.kernels)
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "graph.mindir"

@@ -107,7 +107,7 @@ class ServingMemory:
         needed = f"{self.slots} slots of {self.capacity} tokens need {cache} beside {size_text(self.weights_bytes)} of"
         room = self.slots_in(free)
         advice = (
-            f"use --batch-size {room} (or fewer beams), or shorter sequences"
+            f"use at most {room} slots (--batch-size or --slots) or beams, or shorter sequences"
             if room
             else "use a smaller model, or free some memory"
         )

@@ -18,6 +18,7 @@ from mindspore import Tensor, nn
 
 import ascend_ops
 from ascend_ops import build, custom, library
+from ascend_ops.errors import OperatorError
 from ascend_ops.table import KERNELS, Input, Kernel, Output
 
 ROOT = Path(ascend_ops.__file__).parents[1]
@@ -498,3 +499,18 @@ def test_mindspore_takes_shapes_and_dtypes_from_the_library(mindspore_cpu):
     )
     assert [list(y.shape) for y in outputs] == list(shapes)
     assert [y.dtype for y in outputs] == list(dtypes) == [ms.bfloat16, ms.float32, ms.bfloat16, ms.int32, ms.int32]
+
+
+def test_a_cache_that_mindspore_cannot_name_is_refused(monkeypatch):
+    """It ends the path of a library at the first colon."""
+    monkeypatch.setenv("ASCEND_OPS_CACHE", "/nowhere/a:b")
+    with pytest.raises(OperatorError, match="^/nowhere/a:b/.*first ':'; set ASCEND_OPS_CACHE to a directory without"):
+        library.build("baseline")
+
+
+@pytest.mark.parametrize(("mode", "warns"), [(0o777, True), (0o1777, False), (0o775, False)])
+def test_a_cache_that_every_user_can_write_is_named(tmp_path, monkeypatch, caplog, mode, warns):
+    monkeypatch.setenv("ASCEND_OPS_CACHE", str(tmp_path))
+    tmp_path.chmod(mode)
+    library._warn_of_others(library.library_path("baseline").parent)
+    assert [message.startswith(f"{tmp_path}: every user") for message in caplog.messages] == [True] * warns

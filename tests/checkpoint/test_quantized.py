@@ -1,17 +1,20 @@
 """Quantized checkpoints on the disk: what the files hold, against numpy in float64; and what is refused."""
 
 import json
+import shlex
 import shutil
 import tracemalloc
+from argparse import ArgumentParser, Namespace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from ascend_ops.packing import QuantizedWeight, pack
-from pangu_ms.checkpoint import quantized, safetensors_file, store
+from pangu_ms.checkpoint import derive, quantized, safetensors_file, store
 from pangu_ms.checkpoint.quantized import QuantizedTensors, quantize, scale_name
 from pangu_ms.checkpoint.reshard import Source, reshard
+from pangu_ms.cli import quantize as cli_quantize
 from pangu_ms.config import load_config
 from pangu_ms.core import dtypes, files
 from pangu_ms.core.errors import CheckpointError, OutputError
@@ -19,6 +22,7 @@ from pangu_ms.models.common.init import initial_values
 from pangu_ms.models.common.stacks import members
 from tests.checkpoint.common import SIZES, small_config
 from tests.checkpoint.dying import lives
+from tests.parsers import commands
 
 MATRIX = "blocks.1.ffn.up.weight"
 
@@ -266,3 +270,37 @@ def test_death_before_disk_operations_leaves_nothing_or_all(source, int8, tmp_pa
         if lived:
             break
     assert lived
+
+
+def test_of_two_at_once_one_is_refused(source, tmp_path, monkeypatch):
+    """Both found the directory empty at their start; the second one begins to write when the first one has ended."""
+    seen = []
+    monkeypatch.setattr(derive.reshard, "require_room", lambda root, nbytes: seen.append(root) or first())
+
+    def first():
+        if len(seen) == 1:
+            quantize(source, tmp_path / "out", "bfloat16")
+
+    with pytest.raises(OutputError, match="has other content"):
+        quantize(source, tmp_path / "out", "int8")
+    assert store.open_checkpoint(tmp_path / "out").quantized == "bfloat16"
+
+
+@pytest.mark.parametrize("words", ["quantize", "sigma extract", "sigma add-domain"])
+def test_the_command_of_a_killed_process_can_be_run_again(words, tmp_path):
+    """What `lives` leaves behind is no other content for the command line, either."""
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".step-00000007.0123abcd.tmp").mkdir()
+    (action,) = [one for one in commands()[tuple(words.split())]._actions if "--output" in one.option_strings]
+    space = Namespace()
+    action(ArgumentParser(), space, tmp_path, "--output")
+    assert space.output == tmp_path
+    (tmp_path / "step-00000007").mkdir()
+    with pytest.raises(OutputError, match="exists with other content"):
+        action(ArgumentParser(), space, tmp_path, "--output")
+
+
+def test_the_command_to_go_on_with_can_be_pasted(tmp_path):
+    result = {"matrices": 1, "weights": "int8", "bytes": [4, 1], "experts_bytes": 0, "output": "x"}
+    (*_, last) = cli_quantize._text(result, Namespace(output=tmp_path / "two words"))
+    assert shlex.split(last)[-3:] == [str(tmp_path / "two words"), "--prompt", "TEXT"]

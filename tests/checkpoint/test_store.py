@@ -10,6 +10,7 @@ import pytest
 import safetensors.numpy
 
 from pangu_ms.checkpoint import store
+from pangu_ms.core import files
 from pangu_ms.core.errors import CheckpointError
 from tests.checkpoint.common import (
     assert_is_step,
@@ -213,3 +214,10 @@ def test_a_state_that_is_no_json_fails_before_anything_is_written(tmp_path):
 def test_the_store_does_not_import_mindspore():
     code = "import sys, pangu_ms.checkpoint.convert, pangu_ms.cli.convert; sys.exit('mindspore' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_mindir_package_is_named_as_one(tmp_path):
+    manifest = {"format_version": 2, "graph": {}, "files": {}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"sha256": files.sha256_json(manifest)}))
+    with pytest.raises(CheckpointError, match="is a MindIR package, which `pangu run-mindir` runs"):
+        store.open_checkpoint(tmp_path)

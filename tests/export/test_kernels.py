@@ -11,9 +11,9 @@ from ascend_ops import library
 from ascend_ops.errors import OperatorError
 from pangu_ms.cli.main import main
 from pangu_ms.core.errors import ExportError
-from pangu_ms.core.protobuf import message_field
+from pangu_ms.core.protobuf import content, fields, message_field
 from pangu_ms.export import kernels
-from pangu_ms.export.graph_file import External, GraphFile
+from pangu_ms.export.graph_file import MODEL_PRIMITIVES, External, GraphFile
 from pangu_ms.export.package import Package
 from tests.export.common import copy_of, load_packages_once, replay_in_this_process, reseal
 from tests.export.test_graph_file import attribute
@@ -199,3 +199,25 @@ def test_packed_weights_in_a_package(trained_run, tmp_path, capsys, monkeypatch,
     expected = capsys.readouterr().out
     assert main(["run-mindir", str(tmp_path / "p"), *RUN, "--allow-kernels"]) == 0
     assert capsys.readouterr().out == expected
+
+
+@pytest.mark.parametrize("name", ["abort", "no_such_function"])
+def test_a_graph_that_calls_what_the_source_does_not_define_is_refused(package, tmp_path, capsys, monkeypatch, name):
+    """MindSpore would find `abort` of libc in the kernels' library, which depends on it."""
+    import mindspore
+
+    monkeypatch.setattr(mindspore, "load", lambda *arguments, **options: pytest.fail("MindSpore loads the graph"))
+    copy = copy_of(package, tmp_path)
+    graph = copy / kernels.GRAPH
+    model, wanted = graph.read_bytes(), sorted(GraphFile.read(graph.read_bytes(), kernels.PLACE).kernels)[-1]
+    parts = []
+    for number, value, whole in fields(model):
+        if number == MODEL_PRIMITIVES:
+            other = kernels._with_library(content(value), f"{kernels.PLACE}:{wanted}", f"{kernels.PLACE}:{name}")
+            whole = message_field(number, other)
+        parts.append(bytes(whole))
+    graph.write_bytes(b"".join(parts))
+    reseal(copy)
+    assert main(["run-mindir", str(copy), *RUN, "--allow-kernels"]) == 2
+    error = capsys.readouterr().err
+    assert f"graph.mindir: calls {name}, which is no function of the package's source" in error

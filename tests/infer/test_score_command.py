@@ -7,6 +7,7 @@ import pytest
 
 from pangu_ms.checkpoint import store
 from pangu_ms.cli.main import main
+from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.infer import load
 from pangu_ms.infer.scoring import encode_pair
 from tests.reference.alpha_numpy import forward
@@ -239,3 +240,20 @@ def test_files_and_options_that_cannot_be_used(trained_run, file, tmp_path, caps
             code = stop.code
         error = capsys.readouterr().err
         assert code == 2 and error.count("\n") == 1 and message in error, error
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"prefix": "a", "continuations": ["\ud800"]}, ": text: lone surrogate at character "),
+        ({"text": "\ud800"}, ": text: lone surrogate at character "),
+        ({"prefix": "def alpha_1(bet", "continuations": ["b", "a"]}, ": continuation 'a' has no token of its own"),
+    ],
+)
+def test_the_line_whose_text_has_no_tokens_is_named(trained_run, tmp_path, capsys, monkeypatch, line, message):
+    encode = Tokenizer.encode_prompt
+    # "beta" is one token, and so is "bet".
+    monkeypatch.setattr(Tokenizer, "encode_prompt", lambda self, text: encode(self, text.replace("beta", "bet")))
+    file = write(tmp_path / "items.jsonl", [{"text": "a"}, line])
+    assert main(["score", str(trained_run), "--input", file]) == 2
+    assert capsys.readouterr().err.startswith(f"pangu score: {file}:2{message}")

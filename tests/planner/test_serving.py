@@ -41,13 +41,14 @@ def test_as_many_slots_fit_as_are_told():
     memory = ServingMemory(config, 4, 20, 5)
     free = memory.total_bytes - 1
     with pytest.raises(
-        GenerationError, match=r"4 slots of 20 tokens need .* use --batch-size 3 \(or fewer beams\), or"
+        GenerationError,
+        match=r"4 slots of 20 tokens need .* use at most 3 slots \(--batch-size or --slots\) or beams, or",
     ):
         memory.require_fitting(free)
     for slots in (1, 4):  # the answer does not depend on the slots that were asked for
         room = ServingMemory(config, slots, 20, 5).slots_in(100 * free)
         ServingMemory(config, room, 20, 5).require_fitting(100 * free)
-        with pytest.raises(GenerationError, match=f"use --batch-size {room} "):
+        with pytest.raises(GenerationError, match=f"use at most {room} "):
             ServingMemory(config, room + 1, 20, 5).require_fitting(100 * free)
     with pytest.raises(GenerationError, match="use a smaller model, or free some memory"):
         memory.require_fitting(1000)

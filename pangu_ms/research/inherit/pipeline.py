@@ -111,7 +111,15 @@ def inherit(
         "selection": selection.to_json(),
     }
     student = gather(old, tensors, new, selection, choices.seed)
-    path = store.save(output, 0, {"model": student}, {"inherited": made_of | how}, config, own_tokenizer)
+    path = store.save(
+        output,
+        0,
+        {"model": student},
+        {"inherited": made_of | how},
+        config,
+        own_tokenizer,
+        allowed=store.require_no_checkpoints,
+    )
     return {"output": str(path), "layers": list(layers), **_sizes(old, new), "criteria": criteria, **losses}
 
 

@@ -322,3 +322,15 @@ def test_a_label_is_the_longest_answer_rounded_up(tmp_path):
         labels([cold, written(tmp_path / "x", answer("a", 1), answer("b", 1))], 50)
     with pytest.raises(DataError, match="has no prompt"):
         labels([written(tmp_path / "y", 7)], 50)
+
+
+def test_a_prompt_that_the_model_cannot_read_is_named_by_its_line(tmp_path):
+    from types import SimpleNamespace
+
+    from pangu_ms.cli.schedule_train_predictor import _split
+
+    lines = [{"prompt": "a" * n, "tokens": 3} for n in (1, 9, 2)]
+    (tmp_path / "lines").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    args = SimpleNamespace(lines=tmp_path / "lines", kind="probe", held_out=0.1)
+    with pytest.raises(DataError, match="lines: length 2 has a prompt of 9 tokens; the model reads at most 8"):
+        _split(args, SimpleNamespace(encode_prompt=lambda text: [1] * len(text)), 8)
