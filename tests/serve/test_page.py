@@ -86,13 +86,14 @@ def last(page):
 
 
 def test_a_conversation_streams_and_survives_a_reload(open_page, expect, speaker, server):
-    page = open_page()
+    page = open_page(viewport={"width": 800, "height": 560})
     speaker.hold(at=12)
     ask(page, "count")
     expect(last(page)).to_contain_text("1 2 3")
     early = last(page).text_content()
     assert ANSWERS["count"].startswith(early) and early != ANSWERS["count"]
     expect(page.locator("article.streaming")).to_have_count(1)
+    expect(last(page)).to_be_in_viewport(ratio=1)
     speaker.go_on()
     expect(last(page)).to_have_text(ANSWERS["count"])
     expect(page.locator("#send")).to_be_visible()
@@ -103,6 +104,7 @@ def test_a_conversation_streams_and_survives_a_reload(open_page, expect, speaker
     page.fill("#temperature", "0")
     ask(page, "second")
     expect(last(page)).to_have_text("You said: second")
+    expect(last(page)).to_be_in_viewport(ratio=1)
     # The model has seen all of it.
     heard = speaker.heard[-1]
     assert re.findall("Be brief|count|20 21|second", heard) == ["Be brief", "count", "20 21", "second"]

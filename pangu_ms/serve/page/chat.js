@@ -166,7 +166,7 @@ function show(message) {
   };
   box.append(article);
   refresh();
-  if (message.role === "user") box.scrollTop = box.scrollHeight;
+  box.scrollTop = box.scrollHeight;
   return refresh;
 }
 
