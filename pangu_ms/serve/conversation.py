@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pangu_ms.core.errors import GenerationError
-from pangu_ms.infer.continuation import Request
+from pangu_ms.infer.continuation import Continuation, Request
 from pangu_ms.infer.engine import Engine
 from pangu_ms.infer.sampling import SamplingConfig
 from pangu_ms.serve.forms import Reasoning
@@ -118,7 +118,8 @@ class Conversation:
         request = Request(ids, sampling, sample=self._turns, domain=self.domain)
         self._turns += 1
         split = Reasoning(self.model, template.thinking)
-        number, ended = engine.submit(request, lambda one: on_text(*split.push(one.take()))), []
+        ended: list[Continuation] = []
+        number = engine.submit(request, lambda one: on_text(*split.push(one.take())))
         while not ended:
             ended = [one for _, one in engine.step()]
             if not ended and stopped():
