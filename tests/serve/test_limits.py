@@ -13,6 +13,10 @@ import numpy as np
 import pytest
 
 from pangu_ms.core.errors import GenerationError
+from pangu_ms.infer.continuation import Request
+from pangu_ms.infer.sampling import SamplingConfig
+from pangu_ms.infer.scheduling.policies import POLICIES
+from pangu_ms.infer.scheduling.policies import Settings as PolicySettings
 from pangu_ms.serve.app import Settings
 from pangu_ms.serve.limits import read_api_keys
 from pangu_ms.serve.models import Models
@@ -111,16 +115,17 @@ def test_prompts_that_do_not_fit(serve, tokenizer):
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_slot_within_two_steps(toy, serve, stream):
-    toy.delay = 0.05
+    toy.delay = 0.2
     with serve() as server:
         body = json.dumps({"model": "toy", "prompt": "def", "stream": stream, "max_tokens": 90}).encode()
         connection = server.raw(head_of(len(body)) + body)
-        assert wait_for(lambda: any(server.busy()) and server.steps() > 3)
+        assert wait_for(lambda: any(server.busy()) and server.steps() > 1)
         before = server.steps()
         connection.close()
         assert wait_for(lambda: not any(server.busy()))
         # The step that was computed when the news came, and one more.
         assert server.steps() - before <= 3 and not server.thread.answers
+        assert 'pangu_disconnects_total{model="toy"} 1.0' in server.client.get("/metrics").text
 
 
 def test_a_client_that_leaves_the_queue(toy, serve):
@@ -140,7 +145,7 @@ def test_a_client_that_leaves_the_queue(toy, serve):
 
 def test_a_client_that_does_not_read(serve):
     """The buffers between the two get full; then the server gives the connection up, and its slots are free."""
-    with serve(send_buffer=4096, write_timeout=0.3, queue=200) as server:
+    with serve(send_buffer=4096, send_timeout=0.3, queue=200) as server:
         options = {"max_tokens": 90, "logprobs": 20, "n": 8, "min_tokens": 90}
         body = json.dumps({"model": "toy", "prompt": "def", "stream": True, **options}).encode()
         connection = socket.socket()
@@ -162,18 +167,16 @@ def test_a_client_that_does_not_read(serve):
 
 
 def test_bodies_that_are_too_large_or_slow(serve):
-    with serve(body_mib=0.01, body_timeout=0.5) as server:
+    with serve(body_mib=0.01, body_timeout=2) as server:
+        short = server.raw(head_of(100) + b'{"model":')  # promises more than it sends
+        half_open, silent = server.raw(b"POST /v1/comp"), server.raw()
         large = server.post(prompt="x" * 11_000)
         assert large.status_code == 413 and error_of(large)["code"] == "request_too_large"
         # Chunks have no Content-Length.
         chunked = server.client.post("/v1/completions", content=(b"x" * 1000 for _ in range(12)), headers=_JSON)
         assert chunked.status_code == 413 and error_of(chunked)["code"] == "request_too_large"
-        connection = server.raw(head_of(100) + b'{"model":')  # promises more than it sends
-        assert connection.recv(100).startswith(b"HTTP/1.1 408")
-        half_open = server.raw(b"POST /v1/comp")
-        assert half_open.recv(100) == b""
-        silent = server.raw()
-        assert silent.recv(100) == b""
+        assert short.recv(100).startswith(b"HTTP/1.1 408")
+        assert half_open.recv(100) == silent.recv(100) == b""
 
 
 _JSON = {"Content-Type": "application/json"}
@@ -265,12 +268,12 @@ def serve_in_main_thread(toy, tokenizer, during, **limits):
 
 
 def test_sigterm_lets_running_requests_end(toy, tokenizer, capfd):
-    toy.delay = 0.02
+    toy.delay = 0.04
 
     def during(url):
-        body = {"model": "toy", "prompt": "def", "max_tokens": 60}
+        body = {"model": "toy", "prompt": "def", "max_tokens": 80}
         running, thread = in_background(lambda: httpx.post(f"{url}/v1/completions", json=body, timeout=30))
-        time.sleep(0.3)
+        assert wait_for(lambda: 'slots_busy{model="toy"} 1.0' in httpx.get(f"{url}/metrics").text)
         os.kill(os.getpid(), signal.SIGTERM)
         assert wait_for(lambda: httpx.get(f"{url}/ready").status_code == 503)
         refused = httpx.post(f"{url}/v1/completions", json=body)
@@ -278,7 +281,7 @@ def test_sigterm_lets_running_requests_end(toy, tokenizer, capfd):
         return running[0], refused
 
     code, (running, refused) = serve_in_main_thread(toy, tokenizer, during)
-    assert code == 0 and running.json()["usage"]["completion_tokens"] == 60
+    assert code == 0 and running.json()["usage"]["completion_tokens"] == 80
     assert refused.status_code == 503 and error_of(refused)["code"] == "shutting_down"
     assert refused.headers["Retry-After"]
     assert "running requests end" in capfd.readouterr().err
@@ -290,7 +293,7 @@ def test_sigterm_does_not_wait_for_ever(toy, tokenizer):
     def during(url):
         body = {"model": "toy", "prompt": "def", "max_tokens": 90}
         running, thread = in_background(lambda: httpx.post(f"{url}/v1/completions", json=body, timeout=30))
-        time.sleep(0.3)
+        assert wait_for(lambda: 'slots_busy{model="toy"} 1.0' in httpx.get(f"{url}/metrics").text)
         os.kill(os.getpid(), signal.SIGTERM)
         thread.join()
         return running[0]
@@ -390,3 +393,36 @@ def test_metrics(serve):
         assert float(values['pangu_time_to_first_token_seconds_count{model="toy"}']) == 1
         assert float(values['pangu_requests_total{path="/v1/completions",status="200"}']) == 1
         assert float(values["pangu_ready"]) == 1
+
+
+def test_expected_lengths_are_the_scheduler_s(toy, tokenizer):
+    class Predictor:
+        def predict(self, prompts):
+            return [90.0 if len(prompt.token_ids) > 3 else 2.0 for prompt in prompts]
+
+    scheduler = POLICIES["ljf"].make(PolicySettings())
+    model = model_of(toy, tokenizer, predictor=Predictor(), scheduler=scheduler)
+    (short,) = model.predicted([request_of(tokenizer, "d")])
+    (long,) = model.predicted([request_of(tokenizer, "def alpha_1(beta):")])
+    assert (short.predicted_tokens, long.predicted_tokens) == (2.0, 90.0)
+    with running(model) as server:
+        assert server.post(prompt="def", max_tokens=3).json()["usage"]["completion_tokens"] == 3
+
+
+def request_of(tokenizer, text):
+    return Request(tuple(tokenizer.encode_prompt(text)), SamplingConfig())
+
+
+def test_tools_of_a_template_that_has_them(toy, tokenizer, tmp_path):
+    """They are a part of the prompt; without a template that shows them they are refused."""
+    template = tmp_path / "tools.jinja"
+    template.write_text("{% if tools %}{{ tools | tojson }}{% endif %}{{ messages[0].content }}")
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    body = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+    with running(model_of(toy, tokenizer, template=str(template))) as server:
+        chat = "/v1/chat/completions"
+        plain = server.post(chat, **body).json()["usage"]["prompt_tokens"]
+        with_tools = server.post(chat, **body, tools=tools).json()["usage"]["prompt_tokens"]
+        barred = server.post(chat, **body, tools=tools, tool_choice="none").json()["usage"]["prompt_tokens"]
+        assert plain == barred < with_tools
+        assert server.post(chat, **body, tools=tools, tool_choice="required").status_code == 400
