@@ -1,12 +1,14 @@
 """The chat page in a real Chromium; without one these tests are skipped."""
 
 import contextlib
+import json
 import re
 import shutil
 
 import httpx
 import pytest
 
+from pangu_ms.infer.domains import Domains
 from pangu_ms.serve.app import Settings
 from pangu_ms.serve.page import PATHS
 from tests.serve.common import model_of, running
@@ -220,6 +222,45 @@ def test_an_api_key(open_page, expect, tokenizer):
     ask(page, "still there?")
     expect(page.locator("#error")).to_contain_text("cannot be reached")
     expect(page.locator("#text")).to_have_value("still there?")
+
+
+def test_domains(open_page, expect, tokenizer):
+    """The chosen one is asked, and chosen again after a reload."""
+    domains = Domains(("news", "law"))
+    with running(model_of(Speaker(tokenizer, domains=domains), tokenizer)) as server:
+        page = open_page(server.url)
+        page.select_option("#domain", "law")
+        page.reload()
+        expect(page.locator("#domain")).to_have_value("law")
+        with page.expect_request("**/v1/chat/completions") as asked:
+            ask(page, "hello")
+        assert asked.value.post_data_json["domain"] == "law"
+        expect(last(page)).to_have_text("You said: hello")
+
+
+@pytest.mark.parametrize(
+    "end, note, error",
+    [
+        ("data: [DONE]\n\n", "", ""),
+        ("", "broken off", "The connection ended before the answer did."),
+        ('data: {"error": {"message": "It failed."}}\n\ndata: [DONE]\n\n', "broken off", "It failed."),
+    ],
+)
+def test_streams_of_every_kind(open_page, expect, end, note, error):
+    """A reasoning is folded; an answer that broke off is kept, and said to be none."""
+    page = open_page()
+    expect(page.locator("#domain")).to_be_hidden()
+    deltas = ({"role": "assistant", "content": ""}, {"reasoning_content": "Hm."}, {"content": "Well"})
+    body = "".join(f"data: {json.dumps({'choices': [{'index': 0, 'delta': delta}]})}\n\n" for delta in deltas) + end
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
+    ask(page, "hello")
+    expect(page.locator("#retry")).to_be_enabled()
+    expect(last(page)).to_have_text("Well")
+    expect(page.locator("article footer span").last).to_have_text(note)
+    expect(page.locator("#error")).to_have_text(error)
+    expect(page.get_by_text("Hm.")).to_be_hidden()
+    page.locator("article.assistant summary").click()
+    expect(page.get_by_text("Hm.")).to_be_visible()
 
 
 def test_behind_a_proxy_with_a_prefix(open_page, expect, tokenizer, server):
