@@ -57,6 +57,9 @@ def test_a_slot_s_next_sequence_may_go_on_with_what_it_held(cache):
 
 
 def test_what_is_forgotten(cache):
+    cache.start(2, 1)
+    cache.forget(2)
+    assert cache.find(tuple(range(20)), 1, own=2)[1] == 0
     cache.forget(1)
     assert cache.find(tuple(range(20)), 0) == (0, 0)
     cache.start(1, 0)

@@ -269,9 +269,12 @@ def test_behind_a_proxy_with_a_prefix(open_page, expect, tokenizer, server):
     page.route(
         "**/prefix/**", lambda route: route.fulfill(response=route.fetch(url=route.request.url.replace("/prefix", "")))
     )
+    asked = []
+    page.on("request", lambda request: asked.append(httpx.URL(request.url).path))
     page.goto(f"{server.url}/prefix/")
     ask(page, "hello")
     expect(last(page)).to_have_text("You said: hello")
+    assert len(asked) >= 5 and all(path.startswith("/prefix/") for path in asked), asked
 
 
 def test_the_keyboard_alone(open_page, expect, speaker):
@@ -379,6 +382,7 @@ def test_light_and_dark(open_page, expect):
 @pytest.mark.parametrize("way", ["of today", "over plain HTTP"])
 def test_copy(open_page, expect, way):
     page = open_page(permissions=["clipboard-read", "clipboard-write"])
+    page.evaluate("navigator.clipboard.writeText('before')")
     if way == "over plain HTTP":
         page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error()); }")
     ask(page, "count")
