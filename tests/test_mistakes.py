@@ -73,6 +73,7 @@ MISTAKES = {
     "analyze collapse RUN --data RECORDS --batch-size 0": "--batch-size 0",
     "chat NONE": "no such directory",
     "chat RUN --max-new-tokens -1": "--max-new-tokens -1: must be at least 0",
+    "chat RUN --key-file FILE": "--key-file: only packages have one; leave it out",
     "chat RUN --domain law": "domain=law: the model has no domains",
     "schedule simulate --lengths NONE": "NONE: cannot be read",
     "schedule simulate --lengths FILE": "FILE:1: not JSON",

@@ -31,6 +31,8 @@ COMMANDS = {
     "/quit": "end",
 }
 _PACKAGES = ("jinja2", "llguidance")
+_OF_CHECKPOINTS = {"max_length": 0, "chunk": 32, "weights": "", "tokenizer": None}
+_OF_PACKAGES = {"key_file": None, "verify_key": None}
 _FAINT, _PLAIN = "\x1b[2m", "\x1b[0m"
 _HISTORY_LINES = 1000
 
@@ -50,7 +52,7 @@ def build_parser() -> Parser:
     parser.set_defaults(temperature=0.7)
     text = "longest chat, in tokens; 0: the model's context"
     parser.add_argument("--max-length", type=int, default=0, metavar="N", help=text)
-    parser.add_argument("--chunk", type=int, default=32, help="prompt tokens per step")
+    parser.add_argument("--chunk", type=int, default=_OF_CHECKPOINTS["chunk"], help="prompt tokens per step")
     text = "pack the matrices for the CPU kernels in this dtype (default: they stay as they are, in float32)"
     parser.add_argument("--weights", choices=("float32", "bfloat16", "int8"), default="", help=text)
     options.add_own_tokenizer(parser)
@@ -97,8 +99,15 @@ def _open(args: Namespace) -> "ServedModel":
     from pangu_ms.export.package import read_key
     from pangu_ms.serve.open import is_package, open_model, open_package
 
-    name = args.checkpoint.resolve().name
-    if is_package(args.checkpoint):
+    name, packaged = args.checkpoint.resolve().name, is_package(args.checkpoint)
+    unused = _OF_CHECKPOINTS if packaged else _OF_PACKAGES
+    for option, default in unused.items():
+        if getattr(args, option) != default:
+            what = "a package has its own" if packaged else "only packages have one"
+            raise GenerationError(f"--{option.replace('_', '-')}: {what}; leave it out")
+    if packaged and args.overrides:
+        raise GenerationError(f"{args.overrides[0]}: a package cannot be changed; leave it out")
+    if packaged:
         return open_package(name, args.checkpoint, read_key(args.key_file), args.verify_key, args.chat_template)
     return open_model(
         name,

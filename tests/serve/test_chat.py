@@ -147,6 +147,13 @@ def test_commands(piped):
     assert err.count("the answer was cut off: no more tokens") == 1
 
 
+@pytest.mark.parametrize("option", [["--chunk", "8"], ["--tokenizer", "x"], ["runtime.device=CPU"]])
+def test_what_a_package_has_itself(tmp_path, option, capsys):
+    (tmp_path / "run.pyz").touch()
+    assert main(["chat", str(tmp_path), *option]) == 2
+    assert f"{option[0]}: a package" in capsys.readouterr().err
+
+
 class Typist:
     """Types into a program in a pseudo-terminal."""
 
