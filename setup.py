@@ -37,7 +37,7 @@ setup(
     package_data={
         "pangu_ms.configs": ["*/*.yaml"],
         "pangu_ms.mindformers": ["*.yaml"],
-        "pangu_ms.serve": ["templates/*"],
+        "pangu_ms.serve": ["page/*", "templates/*"],
         "pangu_run": ["manifest/templates/*", "report/*.yaml"],
         "ascend_ops": ["cpu/**", "ascendc/**"],
     },
@@ -84,6 +84,7 @@ setup(
             *SERVE,
             "openai",
             "httpx",
+            "playwright",  # drives Debian's chromium; without a browser its tests are skipped
         ],
     },
     entry_points={"console_scripts": ["pangu=pangu_ms.cli.main:entry"]},

@@ -25,6 +25,7 @@ GROUPS = {
         "eval": ("pangu_ms.cli.eval", "held-out perplexity, compared with unigram and bigram models"),
         "generate": ("pangu_ms.cli.generate", "continue prompts from a checkpoint"),
         "score": ("pangu_ms.cli.score", "log-probabilities of given continuations and texts"),
+        "chat": ("pangu_ms.cli.chat", "a chat with a model in the terminal"),
         "serve": ("pangu_ms.cli.serve", "an HTTP server with OpenAI's API"),
         "schedule": (
             "pangu_ms.cli.schedule",

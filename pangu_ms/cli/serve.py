@@ -56,6 +56,7 @@ def build_parser() -> Parser:
     parser.add_argument("--cors-origin", action="append", default=[], metavar="ORIGIN", help=text)
     text = "prefix of all paths, which a proxy in front of the server removes"
     parser.add_argument("--root-path", default="", metavar=TEXT, help=text)
+    parser.add_argument("--no-page", action="store_true", help="without the chat page at /")
     parser.add_argument("--key-file", metavar="FILE", help="file with the AES key of an encrypted package")
     text = "refuse a package unless it was signed with the key of this Ed25519 public key, a PEM file"
     parser.add_argument("--verify-key", metavar="FILE", help=text)
@@ -91,7 +92,7 @@ def _run(args: Namespace) -> int:
         logging.getLogger(name).setLevel(logging.INFO if wanted else logging.WARNING)
     keys = read_api_keys(args.api_key_file) if args.api_key_file else []
     models = Models([_open(args, name, path) for name, path in paths.items()])
-    settings = Settings(limits, keys, args.cors_origin, _root_path(args.root_path), args.log_requests)
+    settings = Settings(limits, keys, args.cors_origin, _root_path(args.root_path), args.log_requests, not args.no_page)
     with listen(args.host, args.port) as bound:
         if not keys and args.host not in ("127.0.0.1", "localhost", "::1"):
             tell(f"pangu serve: --host {args.host} without --api-key-file: everybody who reaches it is answered")

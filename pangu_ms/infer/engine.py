@@ -210,7 +210,7 @@ class Engine:
         running = self._running(plan.prefill.slot)
         continuation = self._continuations[running.id]
         request = continuation.request
-        source, length = self.prefixes.find(request.prompt, request.domain)
+        source, length = self.prefixes.find(request.prompt, request.domain, running.slot)
         if length <= running.prefilled:
             return False
         self.decoder.copy([source], [running.slot], length)
@@ -271,4 +271,4 @@ class Engine:
         """Remove rows that are no numbers."""
         self.decoder.clear(slot)
         if self.prefixes:
-            self.prefixes.start(slot, None)
+            self.prefixes.forget(slot)

@@ -14,6 +14,8 @@ class PrefixCache:
     def __init__(self, num_slots: int, chunk: int):
         self._chunk = chunk
         self._tokens: list[list[int]] = [[] for _ in range(num_slots)]
+        self._left: list[list[int]] = [[] for _ in range(num_slots)]
+        """What a slot whose sequence has no tokens yet still holds of the one before."""
         self._domains: list[int | None] = [None] * num_slots
         self.prompt_tokens = 0
         """Tokens of all prompts that were looked up."""
@@ -27,16 +29,25 @@ class PrefixCache:
 
     def start(self, slot: int, domain: int | None) -> None:
         """A sequence begins in a slot."""
+        left = self._tokens[slot] or self._left[slot]
+        self._left[slot] = left if self._domains[slot] == domain else []
         self._tokens[slot], self._domains[slot] = [], domain
+
+    def forget(self, slot: int) -> None:
+        """What a slot holds is not to be used."""
+        self._tokens[slot], self._left[slot] = [], []
 
     def append(self, slot: int, tokens: Sequence[int]) -> None:
         """Tokens were appended to it."""
         self._tokens[slot].extend(tokens)
+        self._left[slot] = []
 
-    def find(self, prompt: Sequence[int], domain: int | None) -> tuple[int, int]:
+    def find(self, prompt: Sequence[int], domain: int | None, own: int | None = None) -> tuple[int, int]:
         """(slot, number of tokens): the slot that holds most of the prompt, and how much of it: whole chunks, and not
-        the whole prompt, since the logits behind its last token are wanted. (0, 0) if there is none."""
-        best = (0, 0)
+        the whole prompt, since the logits behind its last token are wanted. (0, 0) if there is none. `own` is the slot
+        in which the prompt begins: there, what is left of the sequence before is found, too, as the last turn of a
+        chat."""
+        best = (0, 0) if own is None else (own, self._common(self._left[own], prompt))
         for slot, held in enumerate(self._tokens):
             if self._domains[slot] == domain and (length := self._common(held, prompt)) > best[1]:
                 best = slot, length
@@ -51,4 +62,5 @@ class PrefixCache:
 
     def copied(self, source: int, target: int, length: int) -> None:
         """A slot took over the beginning of another slot's sequence."""
-        self._tokens[target] = self._tokens[source][:length]
+        held = self._left[source] if source == target else self._tokens[source]
+        self._tokens[target], self._left[target] = held[:length], []

@@ -25,9 +25,10 @@ from pangu_ms.infer.continuation import Request as EngineRequest
 from pangu_ms.serve.engine_thread import EngineThread, Update
 from pangu_ms.serve.errors import ApiError, internal_error
 from pangu_ms.serve.forms import ChatForm, CompletionForm, Form
-from pangu_ms.serve.limits import LimitBodies, RequireKey
+from pangu_ms.serve.limits import WITHOUT_KEY, LimitBodies, RequireKey
 from pangu_ms.serve.metrics import Metrics
 from pangu_ms.serve.models import Models, ServedModel
+from pangu_ms.serve.page import PATHS, add_page
 from pangu_ms.serve.protocol import (
     ChatCompletion,
     ChatRequest,
@@ -69,6 +70,8 @@ class Settings:
     """Prefix of all paths that a proxy in front of the server removes."""
     log_requests: bool = False
     """Whether prompts are written to the log."""
+    page: bool = True
+    """Whether there is a chat page at /."""
 
 
 class Server:
@@ -206,10 +209,13 @@ def create_app(models: Models, thread: EngineThread, metrics: Metrics, settings:
     _add_generation(app, server)
     _add_information(app, server)
     _add_refusals(app)
+    if settings.page:
+        add_page(app)
     _handle_errors(app, metrics)
     app.add_middleware(LimitBodies, limits=settings.limits)
     if settings.api_keys:
-        app.add_middleware(RequireKey, keys=settings.api_keys)
+        open_paths = (*WITHOUT_KEY, *PATHS) if settings.page else WITHOUT_KEY
+        app.add_middleware(RequireKey, keys=settings.api_keys, without=open_paths)
     app.add_middleware(_CountAnswers, metrics=metrics)
     if settings.cors_origins:
         app.add_middleware(

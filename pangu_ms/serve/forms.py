@@ -225,7 +225,7 @@ class ChatForm(Form):
     def __init__(self, *args: Any, **kwargs: Any):
         """See Form."""
         super().__init__(*args, **kwargs)
-        self._splitters = [_Reasoning(self.model, self.model.template.thinking) for _ in self.requests]
+        self._splitters = [Reasoning(self.model, self.model.template.thinking) for _ in self.requests]
 
     def _logprobs(self, choice: int, piece: Piece) -> list[TokenLogprob]:
         return [self._token(index, found) for index, found in zip(piece.ids, piece.logprobs)]
@@ -288,7 +288,7 @@ class ChatForm(Form):
         return ChatChunk(**self.head("chat.completion.chunk"), choices=[], usage=self.usage())
 
 
-class _Reasoning:
+class Reasoning:
     """Splits what a model says into its reasoning, which it puts between two special tokens, and its answer."""
 
     def __init__(self, model: ServedModel, thinking: Thinking | None):

@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import anyio
@@ -44,13 +44,13 @@ def read_api_keys(path: Path) -> list[str]:
 class RequireKey:
     """Answers 401 to requests without one of the keys."""
 
-    def __init__(self, app: ASGIApp, keys: Iterable[str]):
-        self.app = app
+    def __init__(self, app: ASGIApp, keys: Iterable[str], without: Collection[str] = WITHOUT_KEY):
+        self.app, self._without = app, without
         self._digests = [_digest(key.encode()) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        if scope["type"] != "http" or _path(scope) in WITHOUT_KEY or self._known(scope):
+        if scope["type"] != "http" or _path(scope) in self._without or self._known(scope):
             await self.app(scope, receive, send)
             return
         error = ApiError(

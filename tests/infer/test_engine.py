@@ -285,6 +285,23 @@ def test_equal_beginnings_are_computed_once(decoder, expected):
     assert answers[True] == answers[False]
 
 
+def test_the_next_turn_of_a_chat_is_computed_alone(decoder, expected):
+    """One after the other, in the same slot: the second prompt begins with the first and its answer."""
+    decoder.lengths[:] = 0
+    config = SamplingConfig(max_new_tokens=6, temperature=0.0)
+    first = tuple(np.random.default_rng(8).integers(4, CONFIG.vocab_size, 11).tolist())
+    engine = Engine(decoder, Letters())
+    engine.submit(Request(first, config))
+    ((_, one),) = engine.run()
+    second = Request((*first, *one.ids, 5, 6), config)
+    engine.submit(second)
+    ((_, two),) = engine.run()
+    chunk = decoder.shape.chunk
+    reused = (len(second.prompt) - 1 - 2) // chunk * chunk
+    assert two.cached_tokens == engine.prefixes.reused_tokens == reused > len(first)
+    assert two.ids == alone(decoder, second)
+
+
 def test_what_a_slot_holds_is_known_also_of_a_request_that_goes_on(decoder):
     """Requests leave their slots at a predicted length and go on from their kept cache, perhaps in another slot."""
     engine = Engine(decoder, Letters(), POLICIES["reserve"].make(Settings(bin_tokens=2)))

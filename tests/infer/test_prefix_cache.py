@@ -40,6 +40,32 @@ def test_a_slot_s_next_sequence_ends_what_it_held(cache):
     assert cache.find(tuple(range(20)), 0) == (0, 0)
 
 
+def test_a_slot_s_next_sequence_may_go_on_with_what_it_held(cache):
+    """Until it has tokens of its own; and only where the domain is the same, which is a part of what was computed."""
+    cache.start(1, 0)
+    assert cache.find(tuple(range(20)), 0) == (0, 0)  # of other slots
+    assert cache.find(tuple(range(20)), 0, own=1) == (1, 8)
+    cache.start(1, 0)
+    assert cache.find(tuple(range(20)), 0, own=1) == (1, 8)
+    cache.copied(1, 1, 8)
+    assert cache.find(tuple(range(20)), 0) == (1, 8)
+    cache.start(1, 1)
+    assert cache.find(tuple(range(20)), 1, own=1) == (2, 4)
+    cache.start(2, 1)
+    cache.append(2, [0])
+    assert cache.find(tuple(range(20)), 1, own=2)[1] == 0
+
+
+def test_what_is_forgotten(cache):
+    cache.start(2, 1)
+    cache.forget(2)
+    assert cache.find(tuple(range(20)), 1, own=2)[1] == 0
+    cache.forget(1)
+    assert cache.find(tuple(range(20)), 0) == (0, 0)
+    cache.start(1, 0)
+    assert cache.find(tuple(range(20)), 0, own=1)[1] == 0
+
+
 def test_what_was_copied_is_found_without_its_source(cache):
     cache.start(0, 0)
     cache.copied(1, 0, 8)

@@ -1,0 +1,279 @@
+"""`pangu chat`: a conversation on an engine, lines of a pipe, and a session in a pseudo-terminal."""
+
+import io
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pangu_ms.cli.main import main
+from pangu_ms.core.errors import GenerationError
+from pangu_ms.infer.decoder import GraphShape
+from pangu_ms.infer.engine import Engine
+from pangu_ms.infer.sampling import SamplingConfig
+from pangu_ms.serve import open as opener
+from pangu_ms.serve.conversation import Conversation
+from tests.serve.common import model_of
+from tests.serve.speaker import ANSWERS, Speaker
+
+ROOT = Path(__file__).parents[2]
+
+
+def conversation(decoder, tokenizer, max_new_tokens=512, **options):
+    model = model_of(decoder, tokenizer)
+    return Conversation(model, Engine(decoder, tokenizer), SamplingConfig(max_new_tokens, temperature=0), **options)
+
+
+def say(chat, text, **options):
+    """The answer, and the text that was streamed."""
+    pieces = []
+    answer = chat.ask(text, lambda reasoning, content: pieces.append(content), **options)
+    return answer, "".join(pieces)
+
+
+def test_turns(tokenizer):
+    speaker = Speaker(tokenizer)
+    chat = conversation(speaker, tokenizer, system="Be brief.")
+    answer, streamed = say(chat, "count")
+    assert answer.text == streamed == ANSWERS["count"] and answer.finish_reason == "stop"
+    assert say(chat, "你好")[1] == ANSWERS["你好"]
+    words = re.findall("Be brief|count|20 21|你好", speaker.heard[-1])
+    assert words == ["Be brief", "count", "20 21", "你好"]
+    assert [one["role"] for one in chat.all_messages()] == ["system", *("user", "assistant") * 2]
+
+
+def test_the_oldest_turns_are_dropped(tokenizer):
+    """So that there is room for an answer; what is kept fits, and begins with a question."""
+    speaker = Speaker(tokenizer, GraphShape(1, 16, 256, 256))
+    chat = conversation(speaker, tokenizer, system="Be brief.")
+    dropped = [say(chat, f"number {i}")[0].dropped for i in range(12)]
+    assert [number for number in dropped if number] and dropped[0] == 0
+    assert all(number % 2 == 0 for number in dropped)
+    assert sum(number > 0 for number in dropped) <= 4  # several at a time
+    last = speaker.heard[-1]
+    assert "Be brief." in last and "number 11" in last and "number 10" in last and "number 0" not in last
+    assert chat.messages[0]["role"] == "user" and chat.messages[-1]["content"] == "You said: number 11"
+    assert all(len(tokenizer.encode(text)) <= 256 - 64 + 8 for text in speaker.heard)
+    # A message that is too long by itself changes nothing.
+    before = list(chat.messages)
+    with pytest.raises(GenerationError, match="the context has 256; shorten them"):
+        say(chat, "x" * 300)
+    assert chat.messages == before
+
+
+def test_stopping(tokenizer):
+    chat = conversation(Speaker(tokenizer), tokenizer)
+    steps = []
+    answer, streamed = say(chat, "count", stopped=lambda: steps.append(1) or len(steps) > 12)
+    assert answer.finish_reason == "cancelled" and streamed == answer.text
+    assert ANSWERS["count"].startswith(streamed) and "1 2 3" in streamed and "20" not in streamed
+    assert chat.messages[-1] == {"role": "assistant", "content": streamed}
+    assert not chat.engine.busy
+    # Before the first text: as if it had not been asked.
+    before = list(chat.messages)
+    assert say(chat, "again", stopped=lambda: True)[1] == ""
+    assert chat.messages == before and not chat.engine.busy
+
+
+def test_the_history_is_not_computed_again(decoder, tokenizer):
+    """On a compiled model with one slot of several in use; texts are those of a chat without the cache."""
+    texts = {}
+    for cache in (True, False):
+        model = model_of(decoder, tokenizer)
+        engine = Engine(decoder, tokenizer, prefix_cache=cache)
+        chat = Conversation(model, engine, SamplingConfig(8, temperature=0))
+        turns = [say(chat, text)[0] for text in ("def alpha", "p", "return gamma")]
+        texts[cache] = [turn.text for turn in turns]
+        if cache:
+            assert turns[0].reused_tokens == 0
+            # All whole chunks of 16 tokens of the last prompt; perhaps some of its answer, too.
+            for earlier, later in zip(turns, turns[1:]):
+                assert later.reused_tokens >= earlier.prompt_tokens // 16 * 16 >= 16
+    assert texts[True] == texts[False]
+
+
+@pytest.fixture
+def piped(tokenizer, monkeypatch, capfd):
+    """A function from standard input and arguments to (exit code, stdout, stderr)."""
+
+    def run(content, *arguments):
+        speaker = Speaker(tokenizer)
+        monkeypatch.setattr(opener, "open_model", lambda name, *_: model_of(speaker, tokenizer, name))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        code = main(["chat", "toy", *arguments])
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def test_lines_of_a_pipe(piped, tmp_path):
+    saved = tmp_path / "chat.json"
+    lines = f"\ufeff你好\r\n\nhi\n//quit\n/system Be brief.\n/save {saved}\n/quit\nnever\n"
+    code, out, err = piped(lines.encode(), "--verbose")
+    assert code == 0
+    assert out == f"{ANSWERS['你好']}\nYou said: hi\nYou said: /quit\n{saved}: 7 messages\n"
+    assert len(re.findall(r"pangu chat: \d+ prompt tokens, 0 of them reused; \d+ new ones\n", err)) == 3
+    content = json.loads(saved.read_text(encoding="utf-8"))
+    assert content["model"] == "toy" and content["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert content["messages"][1] == {"role": "user", "content": "你好"}
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"hi\n\xff\n", "standard input: line 2 is not UTF-8"),
+        (b"/sing\n", "/sing: no such command; /help lists them; write a message that begins so as //sing"),
+        (b"/save\n", "/save: names no file"),
+        (b"/save %s\n" % __file__.encode(), "exists; nothing is overwritten"),
+        (b"x" * 600 + b"\n", "the context has 512; shorten them"),
+    ],
+)
+def test_a_mistake_in_a_pipe_ends_it(piped, content, said):
+    code, out, err = piped(content + b"never\n")
+    assert code == 2 and said in err and err.count("\n") == 1 and "never" not in out
+
+
+def test_commands(piped):
+    code, out, err = piped(b"/help\ncount\n/clear\nhi\n", "--max-new-tokens", "40", "--system", "S")
+    assert code == 0 and "/save FILE" in out and out.endswith("You said: hi\n")
+    assert err.count("the answer was cut off: no more tokens") == 1
+
+
+@pytest.mark.parametrize("option", [["--chunk", "8"], ["--tokenizer", "x"], ["runtime.device=CPU"]])
+def test_what_a_package_has_itself(tmp_path, option, capsys):
+    (tmp_path / "run.pyz").touch()
+    assert main(["chat", str(tmp_path), *option]) == 2
+    assert f"{option[0]}: a package" in capsys.readouterr().err
+
+
+class Typist:
+    """Types into a program in a pseudo-terminal."""
+
+    def __init__(self, *command, **environment):
+        self._master, slave = pty.openpty()
+        self.child = subprocess.Popen(
+            command,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            cwd=ROOT,
+            env={**os.environ, "TERM": "dumb", "PYTHONPATH": str(ROOT), **environment},
+            preexec_fn=self._own_terminal,
+        )
+        os.close(slave)
+        self.text = ""
+
+    @staticmethod
+    def _own_terminal():
+        import fcntl
+        import termios
+
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that ^C is a signal to the child
+
+    def type(self, text):
+        """Write to the terminal."""
+        os.write(self._master, text.encode())
+
+    def wait(self, text, seconds=60):
+        """Read until this text comes; returns what came with it."""
+        end = time.monotonic() + seconds
+        while text not in self.text:
+            assert select.select([self._master], [], [], max(0, end - time.monotonic()))[0], self.text
+            self.text += os.read(self._master, 4096).decode(errors="replace")
+        before, _, self.text = self.text.partition(text)
+        return before + text
+
+    def end(self, seconds=60):
+        """The exit code."""
+        code = self.child.wait(seconds)
+        while select.select([self._master], [], [], 0)[0]:
+            try:
+                self.text += os.read(self._master, 4096).decode(errors="replace")
+            except OSError:  # the other end is closed
+                break
+        os.close(self._master)
+        return code
+
+
+@pytest.fixture
+def typist(records, tmp_path):
+    begun = []
+
+    def begin(*arguments):
+        command = (sys.executable, "-m", "tests.serve.chat_child", str(records.parent / "tokenizer"), *arguments)
+        begun.append(Typist(*command, XDG_CACHE_HOME=str(tmp_path)))
+        return begun[-1]
+
+    yield begin
+    for one in begun:
+        if one.child.poll() is None:
+            os.kill(one.child.pid, signal.SIGKILL)
+            one.child.wait()
+
+
+def test_a_session_in_a_terminal(typist, tmp_path):
+    """Ctrl-C stops the answer, then the line, then the program; errors do not end it; lines are kept for the next."""
+    first = typist()
+    first.wait("> ")
+    first.type("hello there\n")
+    first.wait("You said: hello there\r\n")
+    first.wait("> ")
+    first.type("count\n")
+    first.wait("1 2 3")
+    first.type("\x03")
+    assert "40" not in first.wait("> ")
+    first.type("/sing\n")
+    first.wait("/sing: no such command")
+    first.wait("> ")
+    first.type(f"/save {tmp_path}/chat.json\n")
+    first.wait(": 4 messages")
+    first.wait("> ")
+    first.type("half a li\x03")
+    first.wait("Ctrl-C again ends the chat")
+    first.wait("> ")
+    first.type("\x03")
+    assert first.end() == 130
+    stopped = json.loads((tmp_path / "chat.json").read_text())["messages"][-1]["content"]
+    assert ANSWERS["count"].startswith(stopped) and stopped != ANSWERS["count"]
+    history = tmp_path / "pangu_ms" / "chat_history"
+    assert history.stat().st_mode & 0o777 == 0o600
+    assert history.read_text().splitlines()[:2] == ["hello there", "count"]
+
+    second = typist("--no-history")
+    second.wait("> ")
+    second.type("not kept\n")
+    second.wait("You said: not kept")
+    second.wait("> ")
+    second.type("\x04")
+    assert second.end() == 0
+    assert "not kept" not in history.read_text()
+
+    third = typist()
+    third.wait("> ")
+    third.type("\x1b[A\x1b[A\x1b[A\x1b[A\n")  # four lines up
+    third.wait("> ")
+    third.type("/quit\n")
+    assert third.end() == 0
+
+
+def test_the_second_ctrl_c_in_an_answer_ends_the_program(typist):
+    one = typist("--no-history")
+    one.wait("> ")
+    one.type("stuck count\n")
+    one.wait("1 2 3 4 5 6")
+    time.sleep(0.5)  # now it is stuck
+    end = time.monotonic() + 60
+    while one.child.poll() is None and time.monotonic() < end:
+        one.type("\x03")
+        time.sleep(0.2)
+    assert one.end() == 130
+    assert "again" not in one.text  # as it would be said at the prompt
