@@ -22,7 +22,7 @@ LIMITS_HELP = {
     "generation_timeout": "seconds after which a continuation ends as if it had reached max_tokens",
     "body_mib": "largest body of a request, in MiB",
     "body_timeout": "seconds in which the headers, and then the body of a request must arrive",
-    "write_timeout": "seconds after which a client that does not read is left",
+    "send_timeout": "seconds after which a client that does not read is left",
     "connections": "open connections",
     "choices": "continuations of one request: prompts times n",
     "drain_timeout": "seconds that running requests get to end after SIGTERM",

@@ -68,7 +68,7 @@ class Settings:
     root_path: str = ""
     """Prefix of all paths that a proxy in front of the server removes."""
     log_requests: bool = False
-    """Whether prompts and answers are written to the log."""
+    """Whether prompts are written to the log."""
 
 
 class Server:
@@ -89,9 +89,10 @@ class Server:
                 log.info("%s: prompt: %r", form.id, form.model.tokenizer.decode(one.prompt))
 
         def ended() -> None:
-            """In any case."""
+            """At the end of an answer, or of its connection."""
             if any(not choice.finish_reason for choice in form.choices):
                 answers.cancel()
+                self.metrics.disconnected.labels(name).inc(not form.failed)
             self.metrics.cached_tokens.labels(name).inc(form.usage().prompt_tokens_details.cached_tokens)
             self.metrics.whole.labels(name).observe(time.monotonic() - begun)
 
@@ -151,8 +152,6 @@ class EventStream(StreamingResponse):
 
 
 _NO_BUFFERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies pass each event on at once
-
-
 _STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 
 

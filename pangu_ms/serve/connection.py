@@ -7,13 +7,13 @@ from typing import Any
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
-def connection_class(request_timeout: float, write_timeout: float) -> type[asyncio.Protocol]:
+def connection_class(request_timeout: float, send_timeout: float) -> type[asyncio.Protocol]:
     """The class of connections for `uvicorn.Config(http=...)`.
 
     Args:
         request_timeout: seconds in which the headers of a request must arrive, from the begin of the connection or the
             end of the last answer. (Between requests uvicorn's timeout_keep_alive holds until the first byte.)
-        write_timeout: seconds after which a connection ends whose client does not read what was sent.
+        send_timeout: seconds after which a connection ends whose client does not read what was sent.
     """
 
     class Connection(H11Protocol):
@@ -39,7 +39,7 @@ def connection_class(request_timeout: float, write_timeout: float) -> type[async
         def pause_writing(self) -> None:
             super().pause_writing()
             self._stop("_write_timer")
-            self._write_timer = self.loop.call_later(write_timeout, self.transport.abort)
+            self._write_timer = self.loop.call_later(send_timeout, self.transport.abort)
 
         def resume_writing(self) -> None:
             super().resume_writing()

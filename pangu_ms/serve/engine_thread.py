@@ -5,6 +5,7 @@ once a step. Only asyncio's thread touches the attributes of `EngineThread` that
 """
 
 import asyncio
+import dataclasses
 import functools
 import logging
 import queue
@@ -288,6 +289,7 @@ class EngineThread:
         engine = self._engines[answers.model]
         for choice, request in enumerate(answers.requests):
             running = _Running(answers, choice)
+            request = dataclasses.replace(request, arrival=engine.now())
             try:
                 running.number = engine.submit(request, functools.partial(self._token, running))
             except GenerationError as error:

@@ -47,6 +47,7 @@ class Form(ABC):
 
     Attributes:
         kind: the beginning of the answer's id.
+        failed: whether a continuation ended with an error.
     """
 
     kind: str
@@ -62,7 +63,7 @@ class Form(ABC):
         """
         self.model, self.requests, self.with_usage = model, requests, with_usage
         self.id, self.created = f"{self.kind}-{uuid.uuid4().hex}", int(time.time())
-        self.choices = [_Choice() for _ in requests]
+        self.choices, self.failed = [_Choice() for _ in requests], False
 
     def head(self, kind: str) -> dict[str, Any]:
         """The fields that all answers have."""
@@ -87,6 +88,7 @@ class Form(ABC):
             ApiError: the continuation failed.
         """
         if update.error:
+            self.failed = True
             raise update.error
         mine = self.choices[update.choice]
         mine.num_tokens, mine.cached_tokens = update.num_tokens, update.cached_tokens

@@ -97,12 +97,12 @@ def make_server(
     thread = EngineThread(limits, metrics, on_change)
     config = uvicorn.Config(
         create_app(models, thread, metrics, settings),
-        http=connection_class(limits.body_timeout, limits.write_timeout),
+        http=connection_class(limits.body_timeout, limits.send_timeout),
         ws="none",
         loop="asyncio",
         log_config=None,
         limit_concurrency=limits.connections,
-        timeout_graceful_shutdown=max(1, int(limits.write_timeout)),
+        timeout_graceful_shutdown=max(1, int(limits.send_timeout)),
         root_path=settings.root_path,
     )
     server = _Uvicorn(config, thread, limits.drain_timeout)

@@ -17,9 +17,9 @@ class Limits:
     """Largest body of a request, in MiB."""
     body_timeout: float = 30.0
     """Seconds in which the headers of a request must arrive, and then its body."""
-    write_timeout: float = 30.0
-    """Seconds after which a connection is closed whose client does not read."""
-    connections: int = 1024
+    send_timeout: float = 30.0
+    """Seconds after which a connection is closed whose client does not read what is sent."""
+    connections: int = 512
     """Open connections."""
     choices: int = 128
     """Continuations of one request: prompts times n."""

@@ -109,6 +109,21 @@ def test_package_and_checkpoint_write_the_same_text(package, continued, capsys):
     assert texts(capsys.readouterr().out) == continued and all(continued)
 
 
+def test_a_server_of_a_package_has_its_engine(package, continued, trained_run):
+    from pangu_ms.infer.continuation import Request
+    from pangu_ms.infer.sampling import SamplingConfig
+    from pangu_ms.serve.open import is_package, open_package
+
+    assert is_package(package) and not is_package(trained_run)
+    model = open_package("packed", package, None, None, "auto")
+    assert (model.shape.batch_size, model.shape.max_length) == (2, 32)
+    engine = model.engine()
+    for index, prompt in enumerate(PROMPTS):
+        ids = model.encode(prompt)
+        engine.submit(Request(ids, SamplingConfig(8, temperature=0), index))
+    assert [one.text for _, one in sorted(engine.run())] == continued
+
+
 def test_the_package_runs_without_this_code_base(package, continued, tmp_path):
     """run.pyz in an isolated interpreter, where nothing is installed that its list does not name: its modules come from
     the archive, and no model code is among them."""

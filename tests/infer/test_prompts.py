@@ -74,6 +74,7 @@ def test_a_line_s_settings_replace_the_options(tmp_path):
     file = tmp_path / "p.jsonl"
     file.write_text(
         '{"prompt": "a", "temperature": 0, "stop": "."}\n"b"\n{"prompt": "c", "max_new_tokens": 3, "id": "x"}\n'
+        '{"prompt": "d", "min_new_tokens": 2, "logit_bias": {"17": -100, "3": 0.5}}\n'
     )
     args = build_parser().parse_args(["run", "--prompt-file", str(file), "--max-new-tokens", "7", "--stop", "!"])
     common = SamplingConfig(max_new_tokens=7, stop=("!",))
@@ -81,4 +82,5 @@ def test_a_line_s_settings_replace_the_options(tmp_path):
         Prompt("a", SamplingConfig(max_new_tokens=7, temperature=0, stop=(".",))),
         Prompt("b", common),
         Prompt("c", SamplingConfig(max_new_tokens=3, stop=("!",)), id="x"),
+        Prompt("d", SamplingConfig(7, 2, stop=("!",), logit_bias=((17, -100.0), (3, 0.5)))),
     ]

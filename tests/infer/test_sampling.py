@@ -157,6 +157,8 @@ def test_a_guide_bars_all_other_tokens():
     assert chosen(4, guide) == guide.seen == [0, 2, 0, 2]
     # Even if it leaves nothing but the end, and the least length is not reached.
     assert chosen(2, Alternating(), stop_ids=(0,), min_new_tokens=2) == [0, 2]
+    sampler = Sampler(SamplingConfig(min_new_tokens=2), [], stop_ids=(0,), guide=Alternating())
+    assert [sampler.choose(LOGITS) for _ in range(2)] == [0, 2]
     sampler = Sampler(SamplingConfig(temperature=3.0, top_p=0.5), [], guide=Alternating())
     assert [sampler.choose(LOGITS) for _ in range(4)] == [0, 2, 0, 2]
 

@@ -20,11 +20,13 @@ from pangu_ms.serve.engine_thread import EngineThread
 from pangu_ms.serve.models import Models, ServedModel
 from pangu_ms.serve.run import listen, make_server
 
+SPECIAL = slice(7)  # the first pieces of our tokenizers
 SHAPE = GraphShape(batch_size=2, chunk=16, capacity=96, seq_length=96)
 
 
 class Toy(Decoder):
-    """Its logits are random, by what a slot holds. A step takes `delay` seconds; `fault` is called with its logits."""
+    """Its logits are random, by what a slot holds, and no text ends by itself. A step takes `delay` seconds; `fault` is
+    called with its logits."""
 
     def __init__(self, vocab_size, shape=SHAPE, delay=0.0, fault=lambda logits, held: None, domains=NO_DOMAINS):
         super().__init__(lambda *_: None, shape, domains)
@@ -46,6 +48,7 @@ class Toy(Decoder):
             self.held[slot] += ids
             self.lengths[slot] += len(ids)
             logits[slot] = 3 * np.random.default_rng(self.held[slot]).standard_normal(self.vocab_size)
+            logits[slot, SPECIAL] = -30
         self.fault(logits, self.held)
         return logits
 

@@ -13,6 +13,10 @@ import numpy as np
 import pytest
 
 from pangu_ms.core.errors import GenerationError
+from pangu_ms.infer.continuation import Request
+from pangu_ms.infer.sampling import SamplingConfig
+from pangu_ms.infer.scheduling.policies import POLICIES
+from pangu_ms.infer.scheduling.policies import Settings as PolicySettings
 from pangu_ms.serve.app import Settings
 from pangu_ms.serve.limits import read_api_keys
 from pangu_ms.serve.models import Models
@@ -121,6 +125,7 @@ def test_a_client_that_leaves_frees_its_slot_within_two_steps(toy, serve, stream
         assert wait_for(lambda: not any(server.busy()))
         # The step that was computed when the news came, and one more.
         assert server.steps() - before <= 3 and not server.thread.answers
+        assert 'pangu_disconnects_total{model="toy"} 1.0' in server.client.get("/metrics").text
 
 
 def test_a_client_that_leaves_the_queue(toy, serve):
@@ -140,7 +145,7 @@ def test_a_client_that_leaves_the_queue(toy, serve):
 
 def test_a_client_that_does_not_read(serve):
     """The buffers between the two get full; then the server gives the connection up, and its slots are free."""
-    with serve(send_buffer=4096, write_timeout=0.3, queue=200) as server:
+    with serve(send_buffer=4096, send_timeout=0.3, queue=200) as server:
         options = {"max_tokens": 90, "logprobs": 20, "n": 8, "min_tokens": 90}
         body = json.dumps({"model": "toy", "prompt": "def", "stream": True, **options}).encode()
         connection = socket.socket()
@@ -390,3 +395,36 @@ def test_metrics(serve):
         assert float(values['pangu_time_to_first_token_seconds_count{model="toy"}']) == 1
         assert float(values['pangu_requests_total{path="/v1/completions",status="200"}']) == 1
         assert float(values["pangu_ready"]) == 1
+
+
+def test_expected_lengths_are_the_scheduler_s(toy, tokenizer):
+    class Predictor:
+        def predict(self, prompts):
+            return [90.0 if len(prompt.token_ids) > 3 else 2.0 for prompt in prompts]
+
+    scheduler = POLICIES["ljf"].make(PolicySettings())
+    model = model_of(toy, tokenizer, predictor=Predictor(), scheduler=scheduler)
+    (short,) = model.predicted([request_of(tokenizer, "d")])
+    (long,) = model.predicted([request_of(tokenizer, "def alpha_1(beta):")])
+    assert (short.predicted_tokens, long.predicted_tokens) == (2.0, 90.0)
+    with running(model) as server:
+        assert server.post(prompt="def", max_tokens=3).json()["usage"]["completion_tokens"] == 3
+
+
+def request_of(tokenizer, text):
+    return Request(tuple(tokenizer.encode_prompt(text)), SamplingConfig())
+
+
+def test_tools_of_a_template_that_has_them(toy, tokenizer, tmp_path):
+    """They are a part of the prompt; without a template that shows them they are refused."""
+    template = tmp_path / "tools.jinja"
+    template.write_text("{% if tools %}{{ tools | tojson }}{% endif %}{{ messages[0].content }}")
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    body = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+    with running(model_of(toy, tokenizer, template=str(template))) as server:
+        chat = "/v1/chat/completions"
+        plain = server.post(chat, **body).json()["usage"]["prompt_tokens"]
+        with_tools = server.post(chat, **body, tools=tools).json()["usage"]["prompt_tokens"]
+        barred = server.post(chat, **body, tools=tools, tool_choice="none").json()["usage"]["prompt_tokens"]
+        assert plain == barred < with_tools
+        assert server.post(chat, **body, tools=tools, tool_choice="required").status_code == 400
