@@ -28,7 +28,6 @@ OTHERWISE = {
     ("model upgrade", "--output"): "as inherit's",
     ("convert", "--output"): "a file, a directory or a place of checkpoints; see tests/checkpoint/test_convert.py",
     ("ckpt reshard", "--output"): "empty but for what a killed reshard left; see tests/checkpoint/test_reshard.py",
-    ("serve", "--write-timeout"): "seconds",
     ("doctor", "--output"): "looked at; what it writes there has names of its own and is removed",
     **{
         (f"manifest {kind}", "--output-dir"): "a place in the job, not here"

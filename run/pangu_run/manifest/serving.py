@@ -47,7 +47,7 @@ class Serving:
     @property
     def stop_seconds(self) -> int:
         """From SIGTERM until the process may be killed: running requests end, then slow readers get theirs."""
-        return self.drain_timeout + _seconds(self.extra, "--write-timeout", 30) + STOP_MARGIN_S
+        return self.drain_timeout + _seconds(self.extra, "--send-timeout", 30) + STOP_MARGIN_S
 
     def argv(self) -> list[str]:
         """Arguments of `pangu serve`."""

@@ -70,7 +70,7 @@ def test_the_unit(capsys):
     credential, _, source = unit["Service", "LoadCredential"][0].partition(":")
     assert str(options["api_key_file"]) == f"/run/credentials/x/{credential}" and source == "/etc/pangu/api-keys"
     assert unit["Service", "MemoryMax"] == ["8G"] and unit["Service", "DynamicUser"] == ["yes"]
-    assert int(unit["Service", "TimeoutStopSec"][0]) > options["drain_timeout"] + Limits().write_timeout
+    assert int(unit["Service", "TimeoutStopSec"][0]) > options["drain_timeout"] + Limits().send_timeout
     for name, value in (("NoNewPrivileges", "yes"), ("ProtectSystem", "strict"), ("ProtectHome", "yes")):
         assert unit["Service", name] == [value]
     assert unit["Service", "CapabilityBoundingSet"] == [""]
@@ -134,7 +134,7 @@ def test_the_deployment(capsys):
     # The drain, and readers that are slow at its end, and the wait before SIGTERM.
     before = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
     assert options["drain_timeout"] == 90
-    assert pod["terminationGracePeriodSeconds"] > 90 + Limits().write_timeout + before
+    assert pod["terminationGracePeriodSeconds"] > 90 + Limits().send_timeout + before
     probes = {name: container[f"{name}Probe"] for name in ("startup", "liveness", "readiness")}
     paths = {name: probe["httpGet"]["path"] for name, probe in probes.items()}
     assert paths == {"startup": "/ready", "liveness": "/health", "readiness": "/ready"}
@@ -228,7 +228,7 @@ def test_the_health_check_asks_the_server(capsys):
 
 
 def test_further_options_of_the_server(capsys):
-    more = ["--", "--weights", "int8", "--write-timeout=45.5", "--cors-origin", "*"]
+    more = ["--", "--weights", "int8", "--send-timeout=45.5", "--cors-origin", "*"]
     _, pod, container, _ = deployed(capsys, *CLAIM, "--memory", "8Gi", *more)
     options = options_of(container["args"])
     assert options["weights"] == "int8" and options["cors_origin"] == ["*"]
@@ -246,7 +246,7 @@ MISTAKES = [
     ("docker", ["--name", "A B"], "--name A B: must be"),
     ("docker", ["--memory", "lots"], "--memory lots: must be a whole number"),
     ("docker", ["--", "--slots=9"], "--slots: is set by the manifest"),
-    ("docker", ["--", "--write-timeout", "soon"], "--write-timeout soon: must be seconds"),
+    ("docker", ["--", "--send-timeout", "soon"], "--send-timeout soon: must be seconds"),
     ("docker", ["--image", "a\nUSER root"], "has a control character"),
     ("docker", ["--", "--cors-origin", "a\nUSER root"], "has a control character"),
     ("kubernetes", CLAIM, "--config, --memory: Kubernetes needs the server's memory"),
