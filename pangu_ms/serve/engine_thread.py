@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from pangu_ms.core.errors import GenerationError
@@ -63,7 +63,6 @@ class _Running:
     answers: "Answers"
     choice: int
     number: int = -1
-    submitted: float = field(default_factory=time.monotonic)
     first: float | None = None
 
 
@@ -72,12 +71,14 @@ class Answers:
 
     Attributes:
         model: name of the model.
+        submitted: when they were asked for, on the monotonic clock.
     """
 
     def __init__(self, thread: "EngineThread", model: str, requests: Sequence[Request]):
         self.model, self.requests = model, requests
         self._thread, self._unfinished = thread, set(range(len(requests)))
         self._updates: asyncio.Queue[Update] = asyncio.Queue()
+        self.submitted = time.monotonic()
 
     def __aiter__(self) -> AsyncIterator[Update]:
         return self._iterate()
@@ -324,7 +325,7 @@ class EngineThread:
     def _token(self, running: _Running, continuation: Continuation) -> None:
         if running.first is None:
             running.first = time.monotonic()
-            waited, observer = running.first - running.submitted, self.observer
+            waited, observer = running.first - running.answers.submitted, self.observer
             if observer:
                 self._tell(lambda: observer.started(running.answers.model, waited))
         if continuation.finish_reason:
@@ -338,7 +339,7 @@ class EngineThread:
         waiting = {(name, one.id) for name, engine in self._engines.items() for one in engine.table.waiting}
         for key, running in list(self._running.items()):
             engine = self._engines[key[0]]
-            if running.first is None and key in waiting and now - running.submitted > self.limits.queue_timeout:
+            if running.first is None and key in waiting and now - running.answers.submitted > self.limits.queue_timeout:
                 error = overloaded("The request waited too long. Try again later.", 5, 503, "queue_timeout")
                 update = Update(running.choice, Piece(), error=error)
                 engine.cancel(running.number)

@@ -1,5 +1,6 @@
 """Makes the engine's requests of those of the API."""
 
+import json
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -70,7 +71,7 @@ def chat_ids(model: ServedModel, messages: Sequence[Message], tools: Sequence[An
     for message in messages:
         tree = message.model_dump(exclude_none=True) | {"content": message.text()}
         trees.append(tree | {"role": "system"} if message.role == "developer" else tree)
-    model.require_short([tree["content"] for tree in trees], "messages")
+    model.require_short([json.dumps(trees, ensure_ascii=False), json.dumps(tools or "")], "messages")
     try:
         return model.template.encode(trees, tools)
     except (TemplateError, DataError) as error:

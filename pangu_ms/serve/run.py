@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import socket
+import time
 from collections.abc import Callable
 from types import FrameType
 
@@ -52,16 +53,12 @@ class _Uvicorn(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Of SIGTERM and SIGINT. uvicorn's own would send the signal again at the end, which kills the process."""
-        if self._thread.state in ("draining", "stopped"):
+        if self._loop is None:  # nothing runs yet
+            self.should_exit = True
+        elif self._thread.state in ("draining", "stopped"):
             self.force_exit = self.should_exit = True  # the second one
         else:
-            self.thread_loop.call_soon_threadsafe(self._begin_to_drain, signal.Signals(sig).name)
-
-    @property
-    def thread_loop(self) -> asyncio.AbstractEventLoop:
-        """The event loop of the server."""
-        assert self._loop
-        return self._loop
+            self._loop.call_soon_threadsafe(self._begin_to_drain, signal.Signals(sig).name)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """See uvicorn."""
@@ -74,8 +71,8 @@ class _Uvicorn(uvicorn.Server):
         self._drained = asyncio.ensure_future(self._drain())
 
     async def _drain(self) -> None:
-        end = self.thread_loop.time() + self._drain_timeout
-        while self._thread.answers and self.thread_loop.time() < end:
+        end = time.monotonic() + self._drain_timeout
+        while self._thread.answers and time.monotonic() < end:
             await asyncio.sleep(0.05)
         for answers in list(self._thread.answers):
             answers.fail(overloaded("The server ends.", 5, 503, "shutting_down"))

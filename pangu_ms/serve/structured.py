@@ -114,12 +114,17 @@ class _Guide:
         self._mask = llguidance.numpy.allocate_token_bitmask(1, size)
 
     def allowed(self) -> np.ndarray:
-        llguidance.numpy.fill_next_token_bitmask(self._matcher, self._mask)
+        try:
+            llguidance.numpy.fill_next_token_bitmask(self._matcher, self._mask)
+        except Exception as error:  # the continuation ends with it, not the engine
+            raise _lost(str(error)) from error
         if self._matcher.is_error():
-            raise GenerationError(
-                f"the form of the text cannot be followed: {' '.join(self._matcher.get_error().split())[:200]}"
-            )
+            raise _lost(self._matcher.get_error())
         return np.unpackbits(self._mask.view(np.uint8)[0], count=self._size, bitorder="little").astype(bool)
 
     def accept(self, token: int) -> None:
         self._matcher.consume_token(token)
+
+
+def _lost(reason: str) -> GenerationError:
+    return GenerationError(f"the form of the text cannot be followed: {' '.join(reason.split())[:200]}")
