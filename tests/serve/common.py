@@ -124,7 +124,7 @@ def running(*models, settings=None, headers=None, send_buffer=0):
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"
         runner.start()
         try:
-            assert ready.wait(120), "the server is not ready"
+            assert ready.wait(400), "the server is not ready"
             with httpx.Client(base_url=url, timeout=60, headers=headers) as client:
                 yield Running(url, thread, client, server.server_state.connections)
         finally:

@@ -29,7 +29,7 @@ def test_from_a_checkpoint_to_sigterm(checkpoint, mindspore_cpu, tmp_path, capfd
                 return False
 
         try:
-            assert wait_for(ready, 120)
+            assert wait_for(ready, 400)  # the first use of a checkout builds the CPU kernels
             with httpx.Client(base_url=url, headers={"Authorization": "Bearer secret"}, timeout=60) as client:
                 body = {"model": "tiny", "prompt": "def alpha", "max_tokens": 5}
                 answers.append(client.post("/v1/completions", json=body))
