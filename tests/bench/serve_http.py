@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import random
 import re
 import statistics
@@ -61,11 +62,11 @@ class Got:
         return (self.whole - self.first) / max(1, self.tokens - 1)
 
 
-def make_asks(number: int, vocab_size: int, seed: int, most: int = MOST) -> list[Ask]:
-    """Requests, the same for the same seed."""
+def make_asks(number: int, vocab_size: int, seed: int, most: int = MOST, other: int = 0) -> list[Ask]:
+    """Requests; those with another `other` have prompts that no cache holds, and the same lengths."""
     rng = np.random.default_rng(seed)
     lengths = lognormal_lengths(number, seed, min(MEDIAN, most / 2), 2.76 * min(MEDIAN, most / 2), 2, most)
-    sizes = rng.integers(8, CHUNK, number)
+    sizes, rng = rng.integers(8, CHUNK, number), np.random.default_rng([seed, other])
     return [Ask(rng.integers(300, vocab_size, n).tolist(), int(tokens)) for n, tokens in zip(sizes, lengths)]
 
 
@@ -255,31 +256,41 @@ def engine_child(checkpoint: Path, slots: int) -> None:
         print(json.dumps({"tokens_per_s": tokens / (time.perf_counter() - began)}), flush=True)
 
 
-def http_cost(checkpoint: Path, url: str, vocab_size: int, number: int, slots: int, rounds: int) -> list[str]:
+def http_cost(checkpoint: Path, url: str, process: int, vocab_size: int, args: argparse.Namespace) -> list[str]:
     """The engine alone and behind HTTP, in turns, at as many clients as slots."""
+    number, slots = args.requests, args.slots
     rates: dict[str, list[float]] = {"engine alone": [], "HTTP, streams": [], "HTTP, whole answers": []}
-    with child(python_command("tests.bench.serve_http", "--engine", str(checkpoint), str(slots))) as process:
-        engine = EngineAlone(process)
-        for turn in range(-1, rounds):
-            asks = make_asks(number, vocab_size, 100 + turn)
-            found = [engine.tokens_per_s(number, slots, 100 + turn)]
-            for stream in (True, False):
-                load = closed_loop(url, MODEL, asks, slots, stream)
-                began = time.perf_counter()
-                asyncio.run(load)
-                found.append(sum(ask.tokens for ask in asks) / (time.perf_counter() - began))
+    shares: dict[str, list[float]] = {"HTTP, streams": [], "HTTP, whole answers": []}
+    with child(python_command("tests.bench.serve_http", "--engine", str(checkpoint), str(slots))) as alone:
+        engine = EngineAlone(alone)
+        for turn in range(-1, args.rounds):
+            found = {"engine alone": engine.tokens_per_s(number, slots, 100 + turn)}
+            for other, name in enumerate(shares, 1):
+                asks = make_asks(number, vocab_size, 100 + turn, other=other)
+                before, began = processor_seconds(process), time.perf_counter()
+                asyncio.run(closed_loop(url, MODEL, asks, slots, stream=name.endswith("streams")))
+                found[name] = sum(ask.tokens for ask in asks) / (time.perf_counter() - began)
+                thread, whole = (after - one for after, one in zip(processor_seconds(process), before))
+                shares[name].append(thread / whole)
             if turn >= 0:  # the first warms up
-                for rate, value in zip(rates.values(), found):
-                    rate.append(value)
-    alone = rates["engine alone"]
-    lines = [
-        "| 8 clients, in turns | tokens/s, median | part of the engine's, median of the turns |",
-        "| --- | --- | --- |",
-    ]
+                for name, value in found.items():
+                    rates[name].append(value)
+    lines = [f"| {slots} clients, in turns | tokens/s | part of the engine's | HTTP's thread, of the processor time |"]
+    lines.append("| --- | --- | --- | --- |")
     for name, values in rates.items():
-        part = statistics.median(value / other for value, other in zip(values, alone))
-        lines.append(f"| {name} | {statistics.median(values):.0f} | {part:.3f} |")
+        part = statistics.median(value / other for value, other in zip(values, rates["engine alone"]))
+        share = f"{100 * statistics.median(shares[name][1:]):.1f} %" if name in shares else ""
+        lines.append(f"| {name} | {statistics.median(values):.0f} | {part:.3f} | {share} |")
     return lines
+
+
+def processor_seconds(process: int) -> tuple[float, float]:
+    """Of the server's first thread, which is HTTP's, and of all its threads: whatever else the machine does."""
+    found = []
+    for place in (f"/proc/{process}/task/{process}/stat", f"/proc/{process}/stat"):
+        fields = Path(place).read_text().rpartition(")")[2].split()
+        found.append((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
+    return found[0], found[1]
 
 
 def memory_growth(number: int, first: int = 1000) -> list[str]:
@@ -339,13 +350,13 @@ def under_attack(url: str, vocab_size: int, number: int, rounds: int) -> list[st
     """A client that behaves, alone and beside those that do not, in turns."""
     rates: dict[str, list[dict]] = {"alone": [], "beside them": []}
     for turn in range(rounds):
-        asks = make_asks(number, vocab_size, 200 + turn)
-        for name, found in rates.items():
+        for other, (name, found) in enumerate(rates.items()):
+            asks = make_asks(number, vocab_size, 200 + turn, other=other)
             with contextlib.ExitStack() as stack:
                 if name != "alone":
                     stack.enter_context(child(python_command("tests.bench.serve_http", "--attack", url)))
                     time.sleep(2)  # it has begun
-                found.append(measured(lambda: asyncio.run(closed_loop(url, MODEL, asks, 1))))
+                found.append(measured(lambda: asyncio.run(closed_loop(url, MODEL, asks, 1))))  # noqa: B023
     heads = {
         "first_p50_ms": "first token p50, ms",
         "token_p50_ms": "per token p50, ms",
@@ -428,14 +439,14 @@ def measure(args: argparse.Namespace) -> None:
     vocab_size = load_config(args.config).model.vocab_size
     with tempfile.TemporaryDirectory() as directory:
         checkpoint = make_checkpoint(args.config, Path(directory))
-        with server(checkpoint, args.slots) as (url, _):
+        with server(checkpoint, args.slots) as (url, process):
             asyncio.run(closed_loop(url, MODEL, make_asks(2 * args.slots, vocab_size, 0), args.slots))  # warm-up
             if "loads" in args.parts:
                 show(HEAD)
                 for line in loads(url, MODEL, vocab_size, args.clients, args.requests, args.shares):
                     show([line])
             if "http" in args.parts:
-                show(["", *http_cost(checkpoint, url, vocab_size, args.requests, args.slots, args.rounds)])
+                show(["", *http_cost(checkpoint, url, process, vocab_size, args)])
             if "attack" in args.parts:
                 show(["", *under_attack(url, vocab_size, max(8, args.requests // 4), args.rounds)])
         if "loads" in args.parts:
