@@ -401,6 +401,9 @@ HEAD = [
 ]
 
 
+PARTS = ("loads", "http", "attack", "memory")
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -431,32 +434,34 @@ def main() -> None:
         measure(args)
 
 
-PARTS = ("loads", "http", "attack", "memory")
-
-
 def measure(args: argparse.Namespace) -> None:
-    """All parts, of servers that are started here."""
-    vocab_size = load_config(args.config).model.vocab_size
-    with tempfile.TemporaryDirectory() as directory:
-        checkpoint = make_checkpoint(args.config, Path(directory))
-        with server(checkpoint, args.slots) as (url, process):
-            asyncio.run(closed_loop(url, MODEL, make_asks(2 * args.slots, vocab_size, 0), args.slots))  # warm-up
-            if "loads" in args.parts:
-                show(HEAD)
-                for line in loads(url, MODEL, vocab_size, args.clients, args.requests, args.shares):
-                    show([line])
-            if "http" in args.parts:
-                show(["", *http_cost(checkpoint, url, process, vocab_size, args)])
-            if "attack" in args.parts:
-                show(["", *under_attack(url, vocab_size, max(8, args.requests // 4), args.rounds)])
-        if "loads" in args.parts:
-            with server(checkpoint, 1) as (url, _):
-                asks = make_asks(max(8, args.requests // 2), vocab_size, 8)
-                asyncio.run(closed_loop(url, MODEL, asks[:2], 1))
-                numbers = measured(lambda: asyncio.run(closed_loop(url, MODEL, asks, 8)))
-                show(["", *HEAD, row("one at a time (--slots 1), 8 clients", numbers)])
+    """The chosen parts, of servers that are started here."""
+    if set(args.parts) - {"memory"}:
+        with tempfile.TemporaryDirectory() as directory:
+            measure_speed(args, make_checkpoint(args.config, Path(directory)))
     if "memory" in args.parts and args.memory_requests:
         show(["", *memory_growth(args.memory_requests)])
+
+
+def measure_speed(args: argparse.Namespace, checkpoint: Path) -> None:
+    """All parts but the memory."""
+    vocab_size = load_config(args.config).model.vocab_size
+    with server(checkpoint, args.slots) as (url, process):
+        asyncio.run(closed_loop(url, MODEL, make_asks(2 * args.slots, vocab_size, 0), args.slots))  # warm-up
+        if "loads" in args.parts:
+            show(HEAD)
+            for line in loads(url, MODEL, vocab_size, args.clients, args.requests, args.shares):
+                show([line])
+        if "http" in args.parts:
+            show(["", *http_cost(checkpoint, url, process, vocab_size, args)])
+        if "attack" in args.parts:
+            show(["", *under_attack(url, vocab_size, max(8, args.requests // 4), args.rounds)])
+    if "loads" in args.parts:
+        with server(checkpoint, 1) as (url, _):
+            asks = make_asks(max(8, args.requests // 2), vocab_size, 8)
+            asyncio.run(closed_loop(url, MODEL, asks[:2], 1))
+            numbers = measured(lambda: asyncio.run(closed_loop(url, MODEL, asks, 8)))
+            show(["", *HEAD, row("one at a time (--slots 1), 8 clients", numbers)])
 
 
 def show(lines: Sequence[str]) -> None:

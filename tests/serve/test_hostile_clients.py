@@ -182,6 +182,22 @@ def test_half_open_connections_hold_nothing(toy, server):
     assert wait_for(lambda: is_free(server))
 
 
+FILES = """
+import resource
+from pangu_ms.serve.run import allow_files
+for number in (100, 700, 5000):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, 900))
+    allow_files(number)
+    print(*resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+
+
+def test_files_for_all_connections():
+    """As many as the hard limit lets; what is enough is not lowered."""
+    done = subprocess.run([sys.executable, "-c", FILES], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["200 900", "700 900", "900 900"]
+
+
 HOOKS = """
 import schemathesis
 

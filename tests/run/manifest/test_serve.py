@@ -71,6 +71,7 @@ def test_the_unit(capsys):
     assert str(options["api_key_file"]) == f"/run/credentials/x/{credential}" and source == "/etc/pangu/api-keys"
     assert unit["Service", "MemoryMax"] == ["8G"] and unit["Service", "DynamicUser"] == ["yes"]
     assert int(unit["Service", "TimeoutStopSec"][0]) > options["drain_timeout"] + Limits().send_timeout
+    assert int(unit["Service", "LimitNOFILE"][0]) > 2 * Limits().connections
     for name, value in (("NoNewPrivileges", "yes"), ("ProtectSystem", "strict"), ("ProtectHome", "yes")):
         assert unit["Service", name] == [value]
     assert unit["Service", "CapabilityBoundingSet"] == [""]
