@@ -110,7 +110,7 @@ class Sampled(Strict):
     response_format: ResponseFormat | None = None
 
     top_k: int | None = Field(None, ge=0, le=2**31 - 1)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)  # a smaller one makes logits infinite
     min_tokens: int | None = Field(None, ge=0, le=2**31 - 1)
     stop_token_ids: Annotated[Tokens, Field(max_length=MOST_STOPS)] | None = None
     guided_json: dict[str, Any] | None = None

@@ -1,7 +1,9 @@
 """Runs the application with uvicorn until a signal, or until the engine's thread ends."""
 
 import asyncio
+import contextlib
 import logging
+import resource
 import signal
 import socket
 import time
@@ -21,6 +23,8 @@ from pangu_ms.serve.models import Models
 
 log = logging.getLogger(__name__)
 _ENGINE_FAILED = 1
+_OTHER_FILES = 256
+"""Open files of the process that are no connections, at most."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -118,6 +122,7 @@ def run(models: Models, settings: Settings, bound: socket.socket, on_ready: Call
     Raises:
         UserError: a model cannot be loaded.
     """
+    allow_files(settings.limits.connections + _OTHER_FILES)
     server, thread = make_server(models, settings, bound, on_ready)
     server.run(sockets=[bound])
     if isinstance(thread.failure, UserError):
@@ -127,6 +132,16 @@ def run(models: Models, settings: Settings, bound: socket.socket, on_ready: Call
         tell(f"pangu serve: the engine has stopped: {type(thread.failure).__name__}; see above; start it again")
         return _ENGINE_FAILED
     return 0
+
+
+def allow_files(number: int) -> None:
+    """Let this process have so many open files, as far as it may: services and shells begin with 1,024, and without a
+    free one nobody could connect."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < number:
+        most = number if hard == resource.RLIM_INFINITY else min(number, hard)
+        with contextlib.suppress(ValueError, OSError):  # more than the kernel has
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _url(bound: socket.socket) -> str:

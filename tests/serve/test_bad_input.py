@@ -90,7 +90,7 @@ def test_other_types_of_content(server, kind):
         ("stream", [1, "true", {}]),
         ("stream_options", [{"include_usage": True}, {"other": 1}, True]),
         ("top_k", [-1, 1.5]),
-        ("repetition_penalty", [0, -1, 11]),
+        ("repetition_penalty", [0, -1, 11, 0.009, 5e-324]),
         ("min_tokens", [-1, 17]),
         ("stop_token_ids", [[-1], [384], ["a"], 1]),
         ("domain", ["law", 1]),

@@ -1,4 +1,5 @@
-"""`pangu manifest KIND`: a Slurm script, Kubernetes job, ModelArts boot file or Dockerfile of a run."""
+"""`pangu manifest KIND`: a Slurm script, Kubernetes job, ModelArts boot file or Dockerfile of a run; or a server as a
+service."""
 
 import importlib
 from typing import Any
@@ -17,6 +18,7 @@ KINDS = {
     ),
     "modelarts": ("pangu_run.cli.manifest_modelarts", "boot file of a ModelArts training job"),
     "docker": ("pangu_run.cli.manifest_docker", "Dockerfile: CANN's base image for Ascend, a small one for the CPU"),
+    "serve": ("pangu_run.cli.manifest_serve", "`pangu serve` as systemd unit, Dockerfile, or Kubernetes Deployment"),
 }
 """For each kind, the module that has its parser and its `main`, and a summary."""
 
@@ -42,6 +44,7 @@ def usage() -> str:
         (__doc__ or "").strip(),
         "",
         "usage: pangu manifest KIND --config NAME [section.field=value ...] [options]   (pangu manifest KIND --help)",
+        "       pangu manifest serve MODEL --kind systemd|docker|kubernetes [options] [-- options of `pangu serve`]",
         "",
     ]
     return "\n".join(head + [f"  {kind:<10} {summary}" for kind, (_, summary) in KINDS.items()])

@@ -39,7 +39,7 @@ class ManifestParser(arguments.Parser):
         super().__init__(prog=f"pangu manifest {kind}", description=description)
         self._add_run(output_dir)
         self._add_job()
-        self._add_manifest()
+        add_output(self)
 
     def _add_run(self, output_dir: str | None) -> None:
         """Add the options that say what `pangu train` does."""
@@ -70,13 +70,6 @@ class ManifestParser(arguments.Parser):
         job.add_argument("--grace", type=int, default=300, metavar="SECONDS", help=text)
         text = "environment variable of the job; may be given several times"
         job.add_argument("--env", action="append", metavar="NAME=VALUE", default=[], help=text)
-
-    def _add_manifest(self) -> None:
-        """Add the options of the text that is written."""
-        own = self.add_argument_group("the manifest")
-        text = "new file for the manifest; - is the terminal"
-        own.add_argument("--output", action=NewFile, default="-", metavar="FILE", help=text)
-        own.add_argument("--json", action="store_true", help="print the file and how to submit it as JSON")
 
     def add_requeues(self) -> None:
         """Add --max-requeues, for kinds whose scheduler can start a stopped job again."""
@@ -114,6 +107,14 @@ class ManifestParser(arguments.Parser):
         ):
             require_between(option, value, least, most)
         return args
+
+
+def add_output(parser: arguments.Parser) -> None:
+    """Add the options of the text that is written."""
+    own = parser.add_argument_group("the manifest")
+    text = "new file for the manifest; - is the terminal"
+    own.add_argument("--output", action=NewFile, default="-", metavar="FILE", help=text)
+    own.add_argument("--json", action="store_true", help="print the file and how to submit it as JSON")
 
 
 def run_of(args: argparse.Namespace) -> Run:
@@ -174,7 +175,7 @@ def environment(pairs: list[str]) -> dict[str, str]:
 
 
 def deliver(args: argparse.Namespace, plan: Plan, text: str, submit: str, private: bool = False) -> int:
-    """Write the text to --output atomically, and say how to use it; returns the exit code.
+    """Write the manifest of a run, see `write`; returns the exit code.
 
     Args:
         args: of `ManifestParser`.
@@ -183,22 +184,35 @@ def deliver(args: argparse.Namespace, plan: Plan, text: str, submit: str, privat
         submit: command that hands the file to the scheduler; {file} stands for its name.
         private: the text contains a secret, so only the owner may read the file.
     """
-    to_file = args.output != "-"
     if plan.on_ascend and plan.chip == FIRST:
         tell(f"pangu manifest: runtime.chip={FIRST}: {UNCONFIRMED}")
+    known = {"hosts": plan.hosts, "devices_per_host": plan.devices}
+    said = f"{plan.hosts} server(s) with {plan.devices} device(s) each; "
+    return write(args, text, submit, known, said, private)
+
+
+def write(
+    args: argparse.Namespace, text: str, submit: str, known: dict[str, Any], said: str = "", private: bool = False
+) -> int:
+    """Write the text to --output atomically, and say how to use it; returns the exit code.
+
+    Args:
+        args: with the options of `add_output`.
+        text: the manifest.
+        submit: how to use the file; {file} stands for its name.
+        known: what --json shows beside file and command.
+        said: what stands before the command.
+        private: the text contains a secret, so only the owner may read the file.
+    """
+    to_file = args.output != "-"
     if to_file:
         files.write_new(Path(args.output), text, private)
     command = submit.format(file=shlex.quote(args.output) if to_file else "FILE")
     if args.json:
-        known: dict[str, Any] = {
-            "output": args.output,
-            "hosts": plan.hosts,
-            "devices_per_host": plan.devices,
-            "submit": command,
-        }
-        print_json(known if to_file else known | {"text": text})
+        shown: dict[str, Any] = {"output": args.output, **known, "submit": command}
+        print_json(shown if to_file else shown | {"text": text})
     elif to_file:
-        show(f"{args.output}: {plan.hosts} server(s) with {plan.devices} device(s) each; {command}")
+        show(f"{args.output}: {said}{command}")
     else:
         sys.stdout.write(text)
     return 0

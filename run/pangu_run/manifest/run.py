@@ -73,7 +73,7 @@ class Run:
         return [*argv, "train", *self.train_argv(config)]
 
 
-def job_name(given: str | None, config: str) -> str:
+def job_name(given: str | None, config: str, option: str = "--job-name") -> str:
     """Name of the job: the given name, or one derived from that of the configuration.
 
     Raises:
@@ -85,6 +85,6 @@ def job_name(given: str | None, config: str) -> str:
         return f"pangu-{slug}"[:48].rstrip("-")
     if not _JOB_NAME.fullmatch(given):
         raise LaunchError(
-            f"--job-name {given}: must be at most 48 of a-z, 0-9 and -, from a letter to no hyphen; choose such a name"
+            f"{option} {given}: must be at most 48 of a-z, 0-9 and -, from a letter to no hyphen; choose such a name"
         )
     return given

@@ -79,3 +79,12 @@ def docker_literal(word: str) -> str:
 def docker_value(value: str) -> str:
     """A quoted value for ENV and ARG."""
     return '"' + docker_literal(value).replace('"', '\\"') + '"'
+
+
+def systemd_word(word: str) -> str:
+    """An argument of ExecStart: systemd replaces specifiers (%) and variables ($), and reads quotes and escapes.
+
+    Source: systemd.service(5), "Command lines"; systemd.unit(5), "Specifiers".
+    """
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return escaped if re.fullmatch(r"[\w./:=%,@+-]+", escaped, re.ASCII) else f'"{escaped}"'

@@ -27,12 +27,8 @@ def check(run: Run, options: VolcanoOptions) -> None:
     ):
         if value is not None and not _QUANTITY.fullmatch(value):
             raise LaunchError(f"{option} {value}: is not a quantity of Kubernetes; write it as 512Gi or 160")
-    for option, value in (("--namespace", options.namespace), ("--queue", options.queue)):
-        if not _DNS_NAME.fullmatch(value):
-            raise LaunchError(
-                f"{option} {value}: must be at most 63 of a-z, 0-9 and -, with no hyphen at the ends; give the name"
-                " that the cluster knows"
-            )
+    require_name("--namespace", options.namespace)
+    require_name("--queue", options.queue)
     for label in options.node_selector:
         if not re.fullmatch(r"[\w./-]+=[\w.-]*", label, re.ASCII):
             raise LaunchError(
@@ -44,6 +40,15 @@ def check(run: Run, options: VolcanoOptions) -> None:
     for option, path in (("--output-dir", run.output_dir), ("--data", run.data), ("--init-from", run.init_from)):
         if path is not None:
             require_mounted(option, path, options.mount)
+
+
+def require_name(option: str, value: str) -> None:
+    """Raise LaunchError for what is no name of a Kubernetes resource."""
+    if not _DNS_NAME.fullmatch(value):
+        raise LaunchError(
+            f"{option} {value}: must be at most 63 of a-z, 0-9 and -, with no hyphen at the ends; give the name that"
+            " the cluster knows"
+        )
 
 
 def job(run: Run, options: VolcanoOptions, plan: Plan) -> str:

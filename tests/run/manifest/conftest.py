@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pangu_run.cli.manifest import KINDS
 from pangu_run.manifest.plan import Plan
+from tests.run.manifest.tools import OF_RUNS
 
 RECORDER = f"""#!{sys.executable}
 import json, os, signal, sys, time
@@ -48,7 +48,7 @@ if [[ $1 == show ]]; then printf '%s\\n' n1 n2; else echo "{\\"scontrol\\": \\"$
 def plan(monkeypatch):
     """Two servers of eight Ascend devices, whatever the configuration; the arguments that were asked about."""
     known = SimpleNamespace(value=Plan(hosts=2, devices=8, on_ascend=True), asked=[])
-    for kind in KINDS:
+    for kind in OF_RUNS:
         monkeypatch.setattr(
             f"pangu_run.cli.manifest_{kind}.plan_of", lambda argv: known.asked.append(argv) or known.value
         )

@@ -2,7 +2,8 @@
 types, strict on unknown ones.
 
 Sources: CustomResourceDefinition ascendjobs.mindxdl.gitee.com (MindCluster's ascend-operator.yaml),
-jobs.batch.volcano.sh (Volcano's config/crd), Kubernetes' PodSpec; the Dockerfile reference; sbatch's manual.
+jobs.batch.volcano.sh (Volcano's config/crd), Kubernetes' PodSpec, Deployment and Service; the Dockerfile
+reference; sbatch's manual.
 """
 
 import re
@@ -138,6 +139,71 @@ VOLCANO = Fields(
         plugins=Fields(env=list, svc=list),
         policies=[Fields(exitCode=int, event=EVENTS, action_=ACTIONS)],
         tasks_=[Fields(name_=NAME, replicas_=int, template_=TEMPLATE)],
+    ),
+)
+
+PROBE = Fields(
+    httpGet_=Fields(path_=re.compile("/.*"), port_={"http"}),
+    periodSeconds=int,
+    timeoutSeconds=int,
+    failureThreshold=int,
+)
+CONTAINER_PORT = Fields(name=re.compile("[a-z0-9-]{1,15}"), containerPort_=int, protocol={"TCP"})
+SERVER = Fields(
+    name_=NAME,
+    image_=str,
+    imagePullPolicy={"Always", "IfNotPresent", "Never"},
+    args=[str],
+    env=[VARIABLE],
+    workingDir=str,
+    ports=[CONTAINER_PORT],
+    resources=Fields(limits=QUANTITIES, requests=QUANTITIES),
+    startupProbe=PROBE,
+    livenessProbe=PROBE,
+    readinessProbe=PROBE,
+    lifecycle=Fields(preStop=Fields(exec=Fields(command=[str]))),
+    securityContext=Fields(
+        allowPrivilegeEscalation=bool, readOnlyRootFilesystem=bool, capabilities=Fields(drop=[{"ALL"}])
+    ),
+    volumeMounts=[Fields(name_=NAME, mountPath_=re.compile("/[^:]*"), readOnly=bool)],
+)
+SERVER_VOLUME = Fields(
+    name_=NAME,
+    emptyDir=dict,
+    hostPath=Fields(path_=str, type={"Directory"}),
+    secret=Fields(secretName_=NAME, defaultMode=int),
+    persistentVolumeClaim=Fields(claimName_=NAME, readOnly=bool),
+)
+SERVER_POD = Fields(
+    terminationGracePeriodSeconds=int,
+    automountServiceAccountToken=bool,
+    enableServiceLinks=bool,
+    securityContext=Fields(
+        runAsNonRoot=bool, runAsUser=int, runAsGroup=int, fsGroup=int, seccompProfile=Fields(type_={"RuntimeDefault"})
+    ),
+    containers_=[SERVER],
+    volumes=[SERVER_VOLUME],
+)
+DEPLOYMENT = Fields(
+    apiVersion_={"apps/v1"},
+    kind_={"Deployment"},
+    metadata_=METADATA,
+    spec_=Fields(
+        replicas=int,
+        selector_=Fields(matchLabels=Map(str)),
+        strategy=Fields(type={"RollingUpdate"}, rollingUpdate=Fields(maxUnavailable=int, maxSurge=int)),
+        progressDeadlineSeconds=int,
+        template_=Fields(metadata_=Fields(labels=Map(str)), spec_=SERVER_POD),
+    ),
+)
+SERVICE = Fields(
+    apiVersion_={"v1"},
+    kind_={"Service"},
+    metadata_=METADATA,
+    spec_=Fields(
+        type={"ClusterIP"},
+        selector=Map(str),
+        ports_=[Fields(name=NAME, port_=int, targetPort={"http"}, protocol={"TCP"})],
     ),
 )
 

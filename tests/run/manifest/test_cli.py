@@ -7,10 +7,10 @@ import pytest
 
 from pangu_ms.core.console import guarded
 from pangu_ms.core.errors import LaunchError
-from pangu_run.cli.manifest import KINDS, main
+from pangu_run.cli.manifest import main
 from pangu_run.manifest.plan import Plan, of_program
 from pangu_run.program import Program
-from tests.run.manifest.tools import MOUNT, WORDS, written
+from tests.run.manifest.tools import MOUNT, OF_RUNS, WORDS, written
 
 MISTAKES = [
     ("slurm", ["--env", "1A=b"], "--env 1A=b: must be NAME=VALUE"),
@@ -97,7 +97,7 @@ def test_a_plan_of_the_first_910_names_it(capsys, plan, chip, product):
     """Image, its base and label are of the plan's chip; that MindSpore may not run there is said."""
     plan.value = Plan(2, 8, True, chip)
     texts = {}
-    for kind in KINDS:
+    for kind in OF_RUNS:
         assert main([kind, *WORDS, *(MOUNT if kind == "volcano" else [])]) == 0
         texts[kind], error = capsys.readouterr()
         assert ("unconfirmed" in error) == (product == "910") and error.count("\n") <= 1
@@ -111,7 +111,7 @@ def test_a_plan_of_the_first_910_names_it(capsys, plan, chip, product):
     )  # as the user says
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OF_RUNS)
 def test_help_shows_defaults(capsys, kind):
     with pytest.raises(SystemExit):
         main([kind, "--help"])

@@ -5,10 +5,10 @@ import json
 import pytest
 import yaml
 
-from pangu_run.cli.manifest import KINDS, main
+from pangu_run.cli.manifest import main
 from pangu_run.manifest.plan import Plan
 from tests.run.manifest.schemas import SECRET, faults
-from tests.run.manifest.tools import MOUNT, WORDS, execute, written
+from tests.run.manifest.tools import MOUNT, OF_RUNS, WORDS, execute, written
 
 NAME = "PANGU_JOB_SECRET"
 
@@ -59,12 +59,12 @@ def test_slurm_makes_one_for_each_start_and_takes_the_users(capsys, tools):
 def test_who_has_one_host_needs_none_and_modelarts_is_told(capsys, plan):
     assert NAME in written(capsys, "modelarts", *WORDS)
     plan.value = Plan(1, 8, on_ascend=True)
-    for kind in KINDS:
+    for kind in OF_RUNS:
         text = written(capsys, kind, *WORDS, *(MOUNT if kind == "volcano" else []))
         assert NAME not in text and "kind: Secret" not in text
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OF_RUNS)
 def test_a_secret_among_the_variables_is_refused_and_not_shown(capsys, kind):
     assert main([kind, *WORDS, *(MOUNT if kind == "volcano" else []), "--env", f"{NAME}=do not show this"]) == 2
     out, err = capsys.readouterr()

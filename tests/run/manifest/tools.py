@@ -5,8 +5,10 @@ import os
 import subprocess
 import time
 
-from pangu_run.cli.manifest import main
+from pangu_run.cli.manifest import KINDS, main
 
+OF_RUNS = [kind for kind in KINDS if kind != "serve"]
+"""Kinds of manifests of runs, which have options in common."""
 NASTY = "a b'c\"d$HOME$(PATH)$$x`id`\\n;#&*"
 TRAIN = [
     "--config",
