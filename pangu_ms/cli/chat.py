@@ -32,7 +32,7 @@ COMMANDS = {
 }
 _PACKAGES = ("jinja2", "llguidance")
 _OF_CHECKPOINTS = {"max_length": 0, "chunk": 32, "weights": "", "tokenizer": None}
-_OF_PACKAGES = {"key_file": None, "verify_key": None}
+_OF_PACKAGES = {"key_file": None, "verify_key": None, "allow_kernels": False}
 _FAINT, _PLAIN = "\x1b[2m", "\x1b[0m"
 _HISTORY_LINES = 1000
 
@@ -53,8 +53,8 @@ def build_parser() -> Parser:
     text = "longest chat, in tokens; 0: the model's context"
     parser.add_argument("--max-length", type=int, default=0, metavar="N", help=text)
     parser.add_argument("--chunk", type=int, default=_OF_CHECKPOINTS["chunk"], help="prompt tokens per step")
-    text = "pack the matrices for the CPU kernels in this dtype (default: they stay as they are, in float32)"
-    parser.add_argument("--weights", choices=("float32", "bfloat16", "int8"), default="", help=text)
+    options.add_threads(parser)
+    options.add_weights(parser)
     options.add_own_tokenizer(parser)
     text = "auto (the tokenizer's own, openPangu's or a plain one), openpangu, plain, or a file of Jinja2"
     parser.add_argument("--chat-template", default="auto", metavar="FILE", help=text)
@@ -63,6 +63,7 @@ def build_parser() -> Parser:
     parser.add_argument("--key-file", metavar="FILE", help="file with the AES key of an encrypted package")
     text = "refuse a package unless it was signed with the key of this Ed25519 public key, a PEM file"
     parser.add_argument("--verify-key", metavar="FILE", help=text)
+    options.add_allow_kernels(parser)
     text = "after each answer, show its tokens and what the cache held; show MindSpore's own messages"
     parser.add_argument("--verbose", action="store_true", help=text)
     parser.set_defaults(run=_run)
@@ -76,6 +77,7 @@ def main(argv: list[str]) -> int:
 
 def _run(args: Namespace) -> int:
     runtime.quiet(args.verbose)
+    options.use_threads(args)
     require_extra("serve", _PACKAGES)
     from pangu_ms.serve.conversation import Conversation
 
@@ -108,7 +110,8 @@ def _open(args: Namespace) -> "ServedModel":
     if packaged and args.overrides:
         raise GenerationError(f"{args.overrides[0]}: a package cannot be changed; leave it out")
     if packaged:
-        return open_package(name, args.checkpoint, read_key(args.key_file), args.verify_key, args.chat_template)
+        key = read_key(args.key_file)
+        return open_package(name, args.checkpoint, key, args.verify_key, args.chat_template, args.allow_kernels)
     return open_model(
         name,
         args.checkpoint,

@@ -108,6 +108,8 @@ READS = {
     "data losses": "loads an Evaluator, as eval does",
     "study latency": "calls load_decoder, as generate does",
     "score": "calls load_decoder, as generate does",
+    "serve": "calls load_decoder, as generate does",
+    "chat": "calls load_decoder, as generate does",
     "schedule calibrate": "calls load_decoder, as generate does",
     "schedule simulate": "reads its tokenizer; a probe names the source, as load_model does",
     "schedule train-predictor": "asks by load_decoder; a probe names the source, as load_model does",
