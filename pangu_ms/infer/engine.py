@@ -172,7 +172,7 @@ class Engine:
         self._scorer = self._scorer or Scorer(self.decoder, self.tokenizer)
         self._scorer.forget(free[0])
         if self.prefixes:
-            self.prefixes.start(free[0], None)
+            self.prefixes.forget(free[0])
         return self._scorer.score(prefix, continuations, domain)
 
     def _plan(self) -> StepPlan:

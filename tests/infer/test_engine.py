@@ -375,6 +375,18 @@ def test_mistakes(decoder):
     assert not engine.busy and engine.step() == []
 
 
+def test_what_was_scored_in_a_slot_is_not_what_it_held_before(decoder):
+    """The prompt of a request that has ended comes again, to the slot in which other tokens were scored since."""
+    engine, request = Engine(decoder, Letters()), max(REQUESTS, key=lambda one: len(one.prompt))
+    assert len(request.prompt) > CHUNK
+    engine.submit(request)
+    ((_, first),) = engine.run()
+    engine.score([7] * CHUNK, [[8, 9]])
+    engine.submit(request)
+    ((_, again),) = engine.run()
+    assert again.ids == first.ids and again.cached_tokens == 0
+
+
 def test_scores_between_steps_disturb_no_request(decoder, expected):
     """Those of a prompt that a slot holds, and of greedy tokens; without a free slot they are refused."""
     engine = Engine(decoder, Letters())
