@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import re
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -38,6 +39,12 @@ def read_api_keys(path: Path) -> list[str]:
                 f"--api-key-file {path}:{number}: is no key; a key has no spaces and only ASCII characters"
             )
     return keys
+
+
+def readable_by_others(path: Path) -> bool:
+    """Whether a regular file may be read by other users than its owner and its group."""
+    mode = path.stat().st_mode
+    return stat.S_ISREG(mode) and bool(mode & stat.S_IROTH)
 
 
 class RequireKey:

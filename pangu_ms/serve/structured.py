@@ -17,8 +17,8 @@ from pangu_ms.infer.sampling import Guide
 from pangu_ms.serve.errors import ApiError
 from pangu_ms.serve.protocol import Sampled
 
-# White space between the tokens of JSON, which a weak model could otherwise repeat for ever.
-_JSON = {"whitespace_pattern": r"[\x20\x0A]{0,16}"}
+# Of white space between the tokens of JSON a weak model would otherwise write as much as it may, until max_tokens.
+_JSON = {"whitespace_pattern": r"\x20?"}
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 
