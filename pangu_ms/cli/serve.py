@@ -76,21 +76,25 @@ def main(argv: list[str]) -> int:
 
 def _run(args: Namespace) -> int:
     limits = _limits(args)
+    _require_sizes(args)
     paths = _paths(args)
     runtime.quiet(args.verbose)
     options.use_threads(args)
     require_extra("serve", _PACKAGES)
+    _require_checkpoint(args, paths.values())
 
     import logging
 
     from pangu_ms.serve.app import Settings
-    from pangu_ms.serve.limits import read_api_keys
+    from pangu_ms.serve.limits import read_api_keys, readable_by_others
     from pangu_ms.serve.models import Models
     from pangu_ms.serve.run import listen, run
 
     for name, wanted in (("uvicorn.access", args.access_log), ("pangu_ms.serve", args.log_requests)):
         logging.getLogger(name).setLevel(logging.INFO if wanted else logging.WARNING)
     keys = read_api_keys(args.api_key_file) if args.api_key_file else []
+    if keys and readable_by_others(args.api_key_file):
+        tell(f"pangu serve: --api-key-file {args.api_key_file}: other users can read it; chmod 600 it")
     models = Models([_open(args, name, path) for name, path in paths.items()])
     settings = Settings(limits, keys, args.cors_origin, _root_path(args.root_path), args.log_requests, not args.no_page)
     with listen(args.host, args.port) as bound:
@@ -121,6 +125,29 @@ def _limits(args: Namespace) -> Limits:
         if not least <= value < 1e9:
             raise GenerationError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
     return Limits(**values)
+
+
+def _require_sizes(args: Namespace) -> None:
+    """Name sizes as the options do; `GraphShape.fitting` knows other names."""
+    for option, value, least in (("slots", args.slots, 1), ("chunk", args.chunk, 1)):
+        if value < least:
+            raise GenerationError(f"--{option} {value}: must be at least {least}")
+    if args.max_length and args.max_length < 2:
+        raise GenerationError(f"--max-length {args.max_length}: must be at least 2; 0: the model's context")
+
+
+def _require_checkpoint(args: Namespace, paths: Iterable[Path]) -> None:
+    """Options of checkpoints need one: what they set is fixed in a package."""
+    from pangu_ms.serve.open import is_package
+
+    if not all(is_package(path) for path in paths):
+        return
+    plain = build_parser()
+    for name in ("slots", "chunk", "max_length", "weights", "tokenizer", "overrides"):
+        value, default = getattr(args, name), plain.get_default(name)
+        if (value or default) and value != default:
+            option = value[0] if name == "overrides" else f"--{name.replace('_', '-')} {value}"
+            raise GenerationError(f"{option}: is fixed in a package by `pangu export`; leave it out")
 
 
 def _root_path(given: str) -> str:

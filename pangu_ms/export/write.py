@@ -67,6 +67,7 @@ RUNNER_MODULES = (
     "pangu_ms/core/__init__.py",
     "pangu_ms/core/callable_package.py",
     "pangu_ms/core/cluster_variables.py",
+    "pangu_ms/core/compiled_graph.py",
     "pangu_ms/core/console.py",
     "pangu_ms/core/errors.py",
     "pangu_ms/core/files.py",

@@ -14,7 +14,7 @@ import anyio.to_thread
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,7 +23,7 @@ from pangu_ms import __version__
 from pangu_ms.core.errors import DataError
 from pangu_ms.infer.continuation import Request as EngineRequest
 from pangu_ms.serve.engine_thread import EngineThread, Update
-from pangu_ms.serve.errors import ApiError, internal_error
+from pangu_ms.serve.errors import REFUSED, ApiError, internal_error
 from pangu_ms.serve.forms import ChatForm, CompletionForm, Form
 from pangu_ms.serve.limits import WITHOUT_KEY, LimitBodies, RequireKey
 from pangu_ms.serve.metrics import Metrics
@@ -211,7 +211,7 @@ def create_app(models: Models, thread: EngineThread, metrics: Metrics, settings:
     _add_refusals(app)
     if settings.page:
         add_page(app)
-    _handle_errors(app, metrics)
+    _handle_errors(app)
     app.add_middleware(LimitBodies, limits=settings.limits)
     if settings.api_keys:
         open_paths = (*WITHOUT_KEY, *PATHS) if settings.page else WITHOUT_KEY
@@ -339,39 +339,44 @@ def _without_arguments(
     return call
 
 
-def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
+def _handle_errors(app: FastAPI) -> None:
     """Every error has OpenAI's form."""
-
-    def answer(request: Request, error: ApiError) -> Response:
-        if error.status != _CLIENT_GONE and request.method == "POST":
-            metrics.rejected.labels(error.code or error.kind).inc()
-        return JSONResponse(error.body(), error.status, error.headers)
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
-        return answer(request, error)
+        return error.response(request.scope)
 
     @app.exception_handler(RequestValidationError)
     async def wrong(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return answer(request, _of_validation(error.errors()))
+        return _of_validation(error.errors()).response(request.scope)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         status = error.status_code
         message, code = str(error.detail), _CODES.get(status)
+        if status == 400:  # FastAPI's, of what json raises besides JSONDecodeError
+            message = "We could not parse the JSON body of your request: no UTF-8, too deeply nested, or a huge number."
         if status in (404, 405):
             message = f"{request.method} {request.url.path[:200]}: there is no such path or method."
-        return answer(request, ApiError(status, message, code=code, headers=error.headers))
+        return ApiError(status, message, code=code, headers=error.headers).response(request.scope)
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
-        return answer(request, internal_error())
+        response = internal_error().response(request.scope)
+        response.headers["Connection"] = "close"  # Starlette raises the error again, for which uvicorn closes it
+        return response
 
 
-_CODES = {404: "not_found", 405: "method_not_allowed", 408: "request_timeout", 413: "request_too_large"}
+_CODES = {
+    400: "invalid_json",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    413: "request_too_large",
+}
 
 
 def _of_validation(errors: Sequence[Any]) -> ApiError:
@@ -397,7 +402,7 @@ def _of_validation(errors: Sequence[Any]) -> ApiError:
 
 
 class _CountAnswers:
-    """Counts answers by path and status; paths of no route count as one."""
+    """Counts answers by path and status, and errors by their code; paths of no route count as one."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics):
         self.app, self._metrics = app, metrics
@@ -408,10 +413,25 @@ class _CountAnswers:
             await self.app(scope, receive, send)
             return
 
+        begun = False
+
+        def count(status: int) -> None:
+            nonlocal begun
+            begun = True
+            path = getattr(scope.get("route"), "path", "other")
+            self._metrics.requests.labels(path, str(status)).inc()
+            if REFUSED in scope and scope["method"] == "POST" and status != _CLIENT_GONE:
+                self._metrics.rejected.labels(scope[REFUSED]).inc()
+
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                path = getattr(scope.get("route"), "path", "other")
-                self._metrics.requests.labels(path, str(message["status"])).inc()
+                count(message["status"])
             await send(message)
 
-        await self.app(scope, receive, counted)
+        try:
+            await self.app(scope, receive, counted)
+        except Exception:  # Starlette answers it outside of all middleware
+            if not begun:
+                scope[REFUSED] = internal_error().code
+                count(500)
+            raise

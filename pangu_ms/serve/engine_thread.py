@@ -166,10 +166,15 @@ class EngineThread:
         self._thread.start()
 
     async def join(self) -> None:
-        """Stop the thread after its step."""
+        """Stop the thread after its step. Not while it loads models, which takes long and cannot be interrupted."""
         self._inbox.put(None)
-        if self._thread:
+        if self._thread and (self.engines or self.state == "stopped"):
             await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread still computes."""
+        return bool(self._thread and self._thread.is_alive())
 
     def drain(self) -> None:
         """Begin nothing new."""

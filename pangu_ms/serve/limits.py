@@ -3,12 +3,12 @@
 import hashlib
 import hmac
 import re
+import stat
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import anyio
 from fastapi import HTTPException
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pangu_ms.core import small_json
@@ -41,6 +41,12 @@ def read_api_keys(path: Path) -> list[str]:
     return keys
 
 
+def readable_by_others(path: Path) -> bool:
+    """Whether a regular file may be read by other users than its owner and its group."""
+    mode = path.stat().st_mode
+    return stat.S_ISREG(mode) and bool(mode & stat.S_IROTH)
+
+
 class RequireKey:
     """Answers 401 to requests without one of the keys."""
 
@@ -59,7 +65,7 @@ class RequireKey:
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
-        await JSONResponse(error.body(), error.status, error.headers)(scope, receive, send)
+        await error.response(scope)(scope, receive, send)
 
     def _known(self, scope: Scope) -> bool:
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
@@ -104,18 +110,34 @@ class LimitBodies:
             size += len(message.get("body", b""))
             whole = not message.get("more_body", False)
             if size > self._most:
+                if not whole:
+                    await self._discard(receive, deadline)
                 raise self._too_large()
             return message
 
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
         if declared.isdigit() and int(declared[:20]) > self._most:
             error = ApiError(413, self._too_large().detail, code="request_too_large", headers=_CLOSE)
-            await JSONResponse(error.body(), error.status, error.headers)(scope, receive, send)
+            if not any(name == b"expect" for name, _ in scope["headers"]):
+                await self._discard(receive, deadline)
+            await error.response(scope)(scope, receive, send)
             return
         await self.app(scope, limited, send)
+
+    async def _discard(self, receive: Receive, deadline: float) -> None:
+        """Read the rest of a body, up to a limit. A connection that is closed with unread data is reset, and many
+        clients then never read the answer."""
+        rest = _DISCARDED * self._most
+        with anyio.move_on_at(deadline):
+            while rest > 0:
+                message = await receive()
+                rest -= len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
 
     def _too_large(self) -> HTTPException:
         return HTTPException(413, f"The body is larger than {self._most} bytes.", _CLOSE)
 
 
+_DISCARDED = 16  # times the largest body
 _CLOSE = {"Connection": "close"}

@@ -51,6 +51,7 @@ class ServedModel:
         longest = max(len(self.tokenizer.text_bytes(i)) for i in range(self.tokenizer.vocab_size))
         # Unicode normalisation shrinks a text by less than 4.
         self._most_bytes = 4 * max(1, longest) * self.shape.max_length
+        self._most_with_space = 16 * self._most_bytes  # some tokenizers leave out repeated white space
 
     def engine(self) -> Engine:
         """Load the model."""
@@ -68,7 +69,10 @@ class ServedModel:
 
     def require_short(self, texts: Iterable[str], param: str) -> None:
         """Raise ApiError if texts are far too long for the context: encoding them would take seconds."""
+        texts = list(texts)
         size = sum(len("".join(text.split()).encode(errors="replace")) for text in texts)
+        if sum(map(len, texts)) > self._most_with_space:
+            size = max(size, sum(len(text.encode(errors="replace")) for text in texts))
         if size > self._most_bytes:
             raise ApiError(
                 400,

@@ -75,7 +75,7 @@ def chat_ids(model: ServedModel, messages: Sequence[Message], tools: Sequence[An
     try:
         return model.template.encode(trees, tools)
     except (TemplateError, DataError) as error:
-        raise ApiError(400, str(error), param="messages") from None
+        raise ApiError(400, str(error), param="tools" if str(error).startswith("tools:") else "messages") from None
 
 
 def _prompts(body: CompletionRequest) -> list[str] | list[list[int]]:

@@ -2,10 +2,13 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
 import resource
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -40,9 +43,12 @@ def listen(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+        bound.listen(2048)  # two sockets with SO_REUSEADDR may be bound to one port, but not listen on it
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise GenerationError(f"--host {host} --port {port}: {reason}; name a free port (0: any)") from None
+        of_port = isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES)
+        advice = "name a free port (0: any)" if of_port else "name an address of this machine, such as 127.0.0.1 or ::1"
+        raise GenerationError(f"--host {host} --port {port}: {reason}; {advice}") from None
     return bound
 
 
@@ -125,6 +131,10 @@ def run(models: Models, settings: Settings, bound: socket.socket, on_ready: Call
     allow_files(settings.limits.connections + _OTHER_FILES)
     server, thread = make_server(models, settings, bound, on_ready)
     server.run(sockets=[bound])
+    if thread.alive:  # a model is being loaded, or a second signal came: MindSpore cannot be interrupted
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
     if isinstance(thread.failure, UserError):
         raise thread.failure
     if thread.failure:

@@ -17,8 +17,8 @@ from pangu_ms.infer.sampling import Guide
 from pangu_ms.serve.errors import ApiError
 from pangu_ms.serve.protocol import Sampled
 
-# White space between the tokens of JSON, which a weak model could otherwise repeat for ever.
-_JSON = {"whitespace_pattern": r"[\x20\x0A]{0,16}"}
+# Of white space between the tokens of JSON a weak model would otherwise write as much as it may, until max_tokens.
+_JSON = {"whitespace_pattern": r"\x20?"}
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 
@@ -46,7 +46,16 @@ class Grammars:
             matcher, fault = self._matcher(grammar)
         if fault:
             raise ApiError(400, f"{param}: {fault}", param=param)
-        return lambda: _Guide(matcher.deep_copy(), self._size)
+        return lambda: self._guide(matcher)
+
+    def _guide(self, matcher: llguidance.LLMatcher) -> "_Guide":
+        return _Guide(matcher.deep_copy(), self._size, self._never)
+
+    @functools.cached_property
+    def _never(self) -> np.ndarray:
+        """int [n]: pieces without text. llguidance may allow them where no other token fits."""
+        wrapped, stops = _Pieces(self._tokenizer), self._tokenizer.stop_ids
+        return np.array([i for i in wrapped.special_token_ids if i not in stops], np.int64)
 
     @functools.cached_property
     def _pieces(self) -> llguidance.LLTokenizer:
@@ -61,6 +70,11 @@ class Grammars:
     def _compiled(self, grammar: str) -> tuple[llguidance.LLMatcher, str]:
         matcher = llguidance.LLMatcher(self._pieces, grammar, log_level=0)
         fault = matcher.get_error() if matcher.is_error() else ""
+        if not fault:
+            try:
+                self._guide(matcher).allowed()
+            except GenerationError as error:
+                fault = str(error)
         return matcher, " ".join(fault.split())[:300]
 
 
@@ -109,8 +123,8 @@ class _Pieces:
 class _Guide:
     """Of one continuation."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, size: int):
-        self._matcher, self._size = matcher, size
+    def __init__(self, matcher: llguidance.LLMatcher, size: int, never: np.ndarray):
+        self._matcher, self._size, self._never = matcher, size, never
         self._mask = llguidance.numpy.allocate_token_bitmask(1, size)
 
     def allowed(self) -> np.ndarray:
@@ -120,11 +134,16 @@ class _Guide:
             raise _lost(str(error)) from error
         if self._matcher.is_error():
             raise _lost(self._matcher.get_error())
-        return np.unpackbits(self._mask.view(np.uint8)[0], count=self._size, bitorder="little").astype(bool)
+        allowed = np.unpackbits(self._mask.view(np.uint8)[0], count=self._size, bitorder="little").astype(bool)
+        allowed[self._never] = False
+        if not allowed.any():
+            raise _lost("no token of the vocabulary continues it")
+        return allowed
 
     def accept(self, token: int) -> None:
         self._matcher.consume_token(token)
 
 
 def _lost(reason: str) -> GenerationError:
+    reason = reason.partition("<state>")[0]  # behind it the library repeats what was generated
     return GenerationError(f"the form of the text cannot be followed: {' '.join(reason.split())[:200]}")

@@ -172,6 +172,23 @@ def test_10_mb(server):
     assert refusal(server.post(prompt="x" * 10_000_000), 413)["code"] == "request_too_large"
 
 
+def test_a_body_that_is_too_large_is_read_before_the_answer(server):
+    """A connection with unread data is reset, and its client does not see the answer."""
+    connection = server.raw()
+    connection.sendall(head_of(3_000_000) + b"x" * 3_000_000)
+    assert status_of(connection) == b"413"
+
+
+def test_white_space_without_end_is_not_encoded(server):
+    assert refusal(server.post(prompt=" " * 900_000))["code"] == "context_length_exceeded"
+
+
+def test_json_that_is_none(server):
+    for content in (b'{"model": "\xff"}', b"[" * 100_000, b'{"seed": ' + b"9" * 5000 + b"}"):
+        answer = server.client.post(CHAT, content=content, headers={"Content-Type": "application/json"})
+        assert refusal(answer)["code"] == "invalid_json"
+
+
 def status_of(connection):
     """The status line of the answer on a bare connection, b"" if it is closed without one."""
     try:

@@ -15,7 +15,8 @@ from tests.serve.common import wait_for
 
 def test_from_a_checkpoint_to_sigterm(checkpoint, mindspore_cpu, tmp_path, capfd):
     """The prompt is in no log."""
-    (tmp_path / "keys").write_text("secret\n")
+    (tmp_path / "keys").write_bytes(b"secret\r\n")
+    (tmp_path / "keys").chmod(0o644)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -48,6 +49,7 @@ def test_from_a_checkpoint_to_sigterm(checkpoint, mindspore_cpu, tmp_path, capfd
     assert answers[1].json()["data"][0]["max_model_len"] == 40
     out, err = capfd.readouterr()
     assert f"{url}: ready with tiny (2 slots of 40 tokens)" in out
+    assert err.count("keys: other users can read it; chmod 600 it\n") == 1
     assert "def alpha" not in out + err and "secret" not in out + err
 
 
@@ -57,8 +59,8 @@ def test_from_a_checkpoint_to_sigterm(checkpoint, mindspore_cpu, tmp_path, capfd
         (["--port", "-1"], "--port -1"),
         (["--port", "99999"], "--port 99999"),
         (["--host", "no.such.host.invalid"], "--host no.such.host.invalid"),
-        (["--slots", "0"], "batch_size=0: must be at least 1"),
-        (["--max-length", "1"], "max_length=1: must be at least 2"),
+        (["--slots", "0"], "--slots 0: must be at least 1"),
+        (["--max-length", "1"], "--max-length 1: must be at least 2"),
         (["--model", "other"], "--model other: must be NAME=PATH"),
         (["--model", "m=x", "--name", "m"], "--model m=x: another model has this name"),
         (["--model", "m=/nothing/here"], "/nothing/here: "),
@@ -75,6 +77,13 @@ def test_a_mistake_is_one_line(checkpoint, options, said, capsys):
     assert main(["serve", str(checkpoint), *options]) == 2
     line = capsys.readouterr().err
     assert line.startswith("pangu serve: ") and said in line and line.count("\n") == 1
+
+
+@pytest.mark.parametrize("options", [["--slots", "4"], ["--weights", "int8"], ["model.seq_length=8"]], ids=str)
+def test_options_of_checkpoints_with_a_package(tmp_path, options, capsys):
+    (tmp_path / "run.pyz").touch()
+    assert main(["serve", str(tmp_path), *options]) == 2
+    assert f"{' '.join(options)}: is fixed in a package" in capsys.readouterr().err
 
 
 def test_without_its_packages(checkpoint, monkeypatch, capsys):

@@ -330,11 +330,10 @@ def test_a_model_that_cannot_be_loaded_ends_the_server(toy, tokenizer):
 
 def test_a_port_that_is_taken():
     with listen("127.0.0.1", 0) as bound:
-        bound.listen()
         port = bound.getsockname()[1]
         with pytest.raises(GenerationError, match=f"--port {port}: Address already in use; name a free port"):
             listen("127.0.0.1", port)
-    with pytest.raises(GenerationError, match="--host no.such.host.invalid"):
+    with pytest.raises(GenerationError, match="--host no.such.host.invalid .*; name an address of this machine"):
         listen("no.such.host.invalid", 0)
 
 
@@ -364,6 +363,25 @@ def test_before_the_model_is_loaded(toy, tokenizer):
     assert seen[0].json() == {"status": "loading"} and error_of(seen[2])["code"] == "model_loading"
 
 
+def test_sigterm_does_not_wait_for_a_model(toy, tokenizer, monkeypatch):
+    loaded, model, ends = threading.Event(), model_of(toy, tokenizer), []
+    model.load = lambda: (loaded.wait(60), toy)[1]
+    monkeypatch.setattr(os, "_exit", ends.append)  # the thread that loads would hold up the end of the interpreter
+
+    def end():
+        threading.Event().wait(0.1)
+        wait_for(lambda: httpx.get(f"http://127.0.0.1:{bound.getsockname()[1]}/health").status_code == 200)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with listen("127.0.0.1", 0) as bound:
+        ending = threading.Thread(target=end)
+        ending.start()
+        assert run(Models([model]), Settings(), bound, lambda url: None) == 0
+    ending.join()
+    assert ends == [0] and not loaded.is_set()
+    loaded.set()
+
+
 def test_several_models_and_domains(tokenizer):
     from pangu_ms.infer.domains import Domains
 
@@ -377,9 +395,25 @@ def test_several_models_and_domains(tokenizer):
             return server.post(prompt="def", max_tokens=5, temperature=0, **body).json()["choices"][0]["text"]
 
         assert text() == text(model="sigma") == text(model="sigma", domain="law") != text(model="sigma", domain="code")
-        for body in ({"domain": "law"}, {"model": "sigma", "domain": "art"}):
-            answer = server.post(prompt="def", **body)
+        for body in ({"domain": "law"}, {"model": "sigma", "domain": "art"}, {"model": "sigma", "domain": "\ud800"}):
+            content = json.dumps({"model": "toy", "prompt": "def", **body})
+            answer = server.client.post("/v1/completions", content=content, headers=_JSON)
             assert answer.status_code == 400 and error_of(answer)["param"] == "domain"
+
+
+def test_metrics_of_refusals(serve, monkeypatch):
+    """Each has its code, whoever answers it: a route, what is before the routes, or Starlette."""
+    with serve(api_keys=["key"], body_mib=0.01) as server:
+        server.post(prompt="def")
+        server.client.headers["Authorization"] = "Bearer key"
+        server.post(prompt="x" * 11_000)
+        server.post(prompt="def", n=0)
+        monkeypatch.setattr("pangu_ms.serve.models.ServedModel.encode", lambda *_: 1 / 0)
+        server.post(prompt="def")
+        found = server.client.get("/metrics").text  # uvicorn closes the connection behind an exception, and says so
+        for code in ("invalid_api_key", "request_too_large", "invalid_value", "internal_error"):
+            assert f'pangu_rejected_total{{code="{code}"}} 1.0' in found
+        assert 'pangu_requests_total{path="/v1/completions",status="500"} 1.0' in found
 
 
 def test_metrics(serve):

@@ -3,6 +3,7 @@
 import pytest
 
 from pangu_ms.core.errors import GenerationError
+from pangu_ms.serve.errors import ApiError
 from pangu_ms.serve.protocol import CompletionRequest
 from pangu_ms.serve.structured import Grammars
 
@@ -50,3 +51,27 @@ def test_a_token_that_may_not_come_is_an_error(tokenizer):
     guide.accept(tokenizer.id_of("a"))
     with pytest.raises(GenerationError, match="the form of the text cannot be followed"):
         guide.allowed()
+
+
+@pytest.mark.parametrize("fields", [{"guided_regex": r"[^\s\S]"}, {"guided_json": {"$ref": "#"}}], ids=str)
+def test_a_form_that_no_text_has_is_refused(tokenizer, fields):
+    with pytest.raises(ApiError, match="the form of the text cannot be followed") as caught:
+        guide_of(Grammars(tokenizer), **fields)
+    assert caught.value.status == 400 and "state" not in caught.value.message
+
+
+def test_a_form_that_the_vocabulary_cannot_spell(tokenizer, monkeypatch):
+    """Without the pieces of bytes."""
+    spell = tokenizer.text_bytes
+    monkeypatch.setattr(
+        tokenizer, "text_bytes", lambda i: b"" if len(spell(i)) == 1 and spell(i)[0] > 127 else spell(i)
+    )
+    with pytest.raises(ApiError, match="the form of the text cannot be followed"):
+        guide_of(Grammars(tokenizer), guided_choice=["\U0001f600"])
+
+
+def test_json_has_little_white_space(tokenizer):
+    guide = guide_of(Grammars(tokenizer), guided_json={"type": "object"})
+    guide.accept(tokenizer.id_of("<0x7B>"))
+    guide.accept(tokenizer.id_of("<0x20>"))
+    assert not any(text.isspace() for text in texts(tokenizer, guide))
