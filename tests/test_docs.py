@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pangu_ms.core.errors import UserError
+from tests.fences import fenced
 from tests.parsers import below, pangu_parser
 
 ROOT = Path(__file__).parent.parent
@@ -21,22 +22,6 @@ ENDS, REDIRECTIONS = re.compile(r"[;|&()]+"), re.compile(r"[<>]+&?|&>+")
 BEFORE_COMMANDS = {"$", "do", "then", "else", "time", "exec", "nohup", "sudo"}
 ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 LINK = re.compile(r"\]\(([^()\s]+)\)")
-
-
-def fenced(text):
-    """(number of its first line, language, content) of each block between fences."""
-    blocks, lines = [], text.splitlines()
-    start = None
-    for number, line in enumerate(lines):
-        if not line.lstrip().startswith("```"):
-            continue
-        if start is None:
-            start = number
-        else:
-            language = lines[start].strip("` ")
-            blocks.append((start + 2, language, "\n".join(lines[start + 1 : number])))
-            start = None
-    return blocks
 
 
 def words_of(line):

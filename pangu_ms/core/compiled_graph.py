@@ -10,14 +10,15 @@ def repeated_call(cell: Callable[..., Any]) -> Callable[..., Any]:
     """A function like a cell that was called before, for inputs of the same shapes and dtypes.
 
     Args:
-        cell: what is no cell with a compiled graph is returned as it is.
+        cell: what is no cell with a compiled graph on a CPU is returned as it is; other devices were not tried.
     """
-    phase = getattr(cell, "current_phase", "")
-    if not phase:
-        return cell
+    from mindspore import get_context, nn
     from mindspore.common.api import _cell_graph_executor
 
-    execute = _cell_graph_executor._graph_executor
-    if not execute.has_compiled(phase):
+    if not isinstance(cell, nn.Cell) or get_context("device_target") != "CPU":
+        return cell
+    # A cell that was computed without a graph has no phase.
+    phase, execute = vars(cell).get("current_phase"), _cell_graph_executor._graph_executor
+    if not phase or not execute.has_compiled(phase):
         return cell
     return lambda *inputs: execute(inputs, phase)

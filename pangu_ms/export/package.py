@@ -17,6 +17,7 @@ library, run Python or write files; see graph_file.py. The graph in kernels/ is 
 import dataclasses
 import logging
 import mmap
+import os
 import re
 import tempfile
 from dataclasses import dataclass
@@ -319,6 +320,8 @@ def _content(graph: Path, key: bytes | None, mode: str) -> memoryview:
     if not mode:
         # Mapped, not read: up to 1 GB of weights may be in this file.
         with open(graph, "rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:  # which cannot be mapped
+                return memoryview(b"")
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     from mindspore._c_expression import _decrypt  # ms.load decrypts with the same function
 

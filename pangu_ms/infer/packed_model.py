@@ -20,8 +20,16 @@ from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import runtime
 from pangu_ms.models.build import build_model, fill, weights
 from pangu_ms.models.common.config import ModelConfig
-from pangu_ms.models.common.layers import Attention, Embedding, Linear, Logits, Operator, ShardedWeight, zeros
-from pangu_ms.models.pi.model import FeedForward as GatedFeedForward
+from pangu_ms.models.common.layers import (
+    Attention,
+    Embedding,
+    GatedNetwork,
+    Linear,
+    Logits,
+    Operator,
+    ShardedWeight,
+    zeros,
+)
 
 DTYPES = ("float32", "bfloat16", "int8")
 """Of packed weights."""
@@ -207,7 +215,7 @@ def pack_cells(model: nn.Cell, config: ModelConfig, dtype: str) -> None:
         elif in_rows:
             packed = QuantizedLinear(cell, dtype)
         else:
-            activation = getattr(parent, "activation", None)
+            activation = parent.name_cells().get("activation")
             packed = PackedLinear(cell, dtype, activation.function.__name__ if type(activation) is Operator else "")
         _replace(parent, name, packed)
         owner = packed if table in packed.sources else owner
@@ -231,7 +239,7 @@ def _join_cells(model: nn.Cell, dtype: str) -> None:
             joined = ("query", "key", "value") if cell.reads_one_input else ("key", "value")
             _join(cell, joined, PackedLinears([getattr(cell, name) for name in joined], dtype))
             cell.joined = len(joined)
-        elif type(cell) is GatedFeedForward and cell.num_added_gates == 0:
+        elif isinstance(cell, GatedNetwork) and cell.is_one_product:
             _join(cell, ("gate", "up"), PackedGlu([cell.gate, cell.up], dtype, cell.activation))
             cell.joined = True
 

@@ -418,7 +418,8 @@ class _CountAnswers:
         def count(status: int) -> None:
             nonlocal begun
             begun = True
-            path = getattr(scope.get("route"), "path", "other")
+            route = scope.get("route")
+            path = route.path if route else "other"
             self._metrics.requests.labels(path, str(status)).inc()
             if REFUSED in scope and scope["method"] == "POST" and status != _CLIENT_GONE:
                 self._metrics.rejected.labels(scope[REFUSED]).inc()

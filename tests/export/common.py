@@ -9,8 +9,14 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from pangu_ms.core.protobuf import message_field
 from pangu_ms.export import replay
 from pangu_ms.export.package import MANIFEST, Package, file_entries, sealed
+
+
+def attribute(name, value):
+    """A string attribute of a node of a MindIR graph."""
+    return message_field(1, name.encode()) + message_field(5, value.encode())
 
 
 def copy_of(package, tmp_path):

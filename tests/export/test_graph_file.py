@@ -5,11 +5,7 @@ import pytest
 
 from pangu_ms.core.protobuf import message_field, number_field
 from pangu_ms.export.graph_file import GraphFile
-
-
-def attribute(name, value):
-    return message_field(1, name.encode()) + message_field(5, value.encode())
-
+from tests.export.common import attribute
 
 CUSTOM = [attribute("func_name", "./evil.so:run"), attribute("func_type", "aot")]
 

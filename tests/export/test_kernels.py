@@ -15,8 +15,7 @@ from pangu_ms.core.protobuf import content, fields, message_field
 from pangu_ms.export import kernels
 from pangu_ms.export.graph_file import MODEL_PRIMITIVES, External, GraphFile
 from pangu_ms.export.package import Package
-from tests.export.common import copy_of, load_packages_once, replay_in_this_process, reseal
-from tests.export.test_graph_file import attribute
+from tests.export.common import attribute, copy_of, load_packages_once, replay_in_this_process, reseal
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 RUN = ["--prompt", "def alpha_1(beta):", "--prompt", "print(", "--max-new-tokens", "8", "--temperature", "0", "--json"]

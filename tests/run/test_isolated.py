@@ -155,8 +155,8 @@ def test_every_python_leaves_the_working_directory_out(run, version, tmp_path):
 
 
 def test_the_interpreter_is_started_in_one_place():
-    """Else it is named in messages, in the listing of --dry-run, and to run a file by its path, which looks beside that
-    file."""
+    """Else it is named in messages, in the listing of --dry-run, to find what is installed beside it, and to run a file
+    by its path, which looks beside that file."""
     named, forbidden = set(), ("multiprocessing", "concurrent.futures.process")
     for path in (path for folder in SOURCES for path in (ROOT / folder).rglob("*.py")):
         text = path.read_text()
@@ -170,4 +170,4 @@ def test_the_interpreter_is_started_in_one_place():
                 else []
             )
             assert not {*forbidden, "concurrent.futures.ProcessPoolExecutor"} & set(names), path
-    assert named == {"isolated.py", "launch.py", "quickstart.py", "program.py"}
+    assert named == {"isolated.py", "launch.py", "quickstart.py", "program.py", "manifest_serve.py"}

@@ -3,14 +3,16 @@
 import dataclasses
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 
 from pangu_ms.serve.protocol import IGNORED, REFUSED, ChatRequest, CompletionRequest
 from pangu_ms.serve.settings import Limits
+from tests.fences import fenced
 from tests.serve.common import Toy, model_of, running
-from tests.test_docs import ROOT, fenced
 
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
 
 

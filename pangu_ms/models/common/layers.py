@@ -333,6 +333,16 @@ class Attention(nn.Cell):
         return self.query(query_BQE), self.key(for_key_BKE), self.value(for_value_BKE)
 
 
+class GatedNetwork(nn.Cell):
+    """A feed-forward network with phi(W_gate x) * (W_up x), of Linear cells `gate` and `up`."""
+
+    def __init__(self, is_one_product: bool):
+        super().__init__()
+        self.is_one_product, self.joined = is_one_product, False
+        """Whether there is no other product with them; and whether the cell `gate` is the whole of it, with packed
+        weights (infer/packed_model.py)."""
+
+
 class FeedForward(nn.Cell):
     """W2 act(W1 x + b1) + b2: [B, S, E] -> [B, S, E]; `activation` is a name in ascend_ops."""
 

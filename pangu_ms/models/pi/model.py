@@ -13,6 +13,7 @@ from pangu_ms.models.common.layers import (
     Attention,
     CacheShape,
     Embedding,
+    GatedNetwork,
     Linear,
     Logits,
     Operator,
@@ -48,12 +49,12 @@ class SeriesScale(nn.Cell):
         self.scale, self.shift = zeros("scale", *shape), zeros("shift", *shape)
 
 
-class FeedForward(nn.Cell):
+class FeedForward(GatedNetwork):
     """The gated feed-forward network with phi(x) = sum_i act(a_i x + b_i) in one of two places (spec D3): [B, S, E] ->
     [B, S, E]."""
 
     def __init__(self, config: PiConfig):
-        super().__init__()
+        super().__init__(is_one_product=config.siaf_mode != "matrices" or config.siaf_terms == 1)
         sizes = config.hidden_size, config.ffn_hidden_size
         self.gate, self.up, self.down = (
             Linear(*sizes, bias=False),
@@ -66,8 +67,6 @@ class FeedForward(nn.Cell):
         self.siaf = SeriesScale(config) if self.with_series else None
         self.num_added_gates = config.siaf_terms - 1 if config.siaf_mode == "matrices" else 0
         self.siaf_gates = nn.CellList([Linear(*sizes, bias=False) for _ in range(self.num_added_gates)])
-        self.joined = False
-        """Whether the cell `gate` is the whole gated product, with packed weights (infer/packed_model.py)."""
         self.fork_input, self.fork_up = (
             ascend_ops.fork(2 + self.num_added_gates),
             ascend_ops.fork(1 + self.num_added_gates),
