@@ -192,6 +192,13 @@ class Typist:
         before, _, self.text = self.text.partition(text)
         return before + text
 
+    def interrupt(self):
+        """Press Ctrl-C until the program ends: readline does not notice a signal that comes just before it waits."""
+        end = time.monotonic() + 60
+        while self.child.poll() is None and time.monotonic() < end:
+            self.type("\x03")
+            time.sleep(0.5)
+
     def end(self, seconds=60):
         """The exit code."""
         code = self.child.wait(seconds)
@@ -240,7 +247,7 @@ def test_a_session_in_a_terminal(typist, tmp_path):
     first.type("half a li\x03")
     first.wait("Ctrl-C again ends the chat")
     first.wait("> ")
-    first.type("\x03")
+    first.interrupt()
     assert first.end() == 130
     stopped = json.loads((tmp_path / "chat.json").read_text())["messages"][-1]["content"]
     assert ANSWERS["count"].startswith(stopped) and stopped != ANSWERS["count"]
@@ -271,9 +278,6 @@ def test_the_second_ctrl_c_in_an_answer_ends_the_program(typist):
     one.type("stuck count\n")
     one.wait("1 2 3 4 5 6")
     time.sleep(0.5)  # now it is stuck
-    end = time.monotonic() + 60
-    while one.child.poll() is None and time.monotonic() < end:
-        one.type("\x03")
-        time.sleep(0.2)
+    one.interrupt()
     assert one.end() == 130
     assert "again" not in one.text  # as it would be said at the prompt
