@@ -11,7 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from pangu_ms.cli import options
-from pangu_ms.cli.serve import require_extra
+from pangu_ms.cli.serve import add_model, require_extra
 from pangu_ms.core import files, runtime
 from pangu_ms.core.console import INTERRUPTED, raw, show, tell, user_errors
 from pangu_ms.core.errors import GenerationError, OutputError
@@ -31,7 +31,8 @@ COMMANDS = {
     "/quit": "end",
 }
 _PACKAGES = ("jinja2", "llguidance")
-_OF_CHECKPOINTS = {"max_length": 0, "chunk": 32, "weights": "", "tokenizer": None}
+_CHUNK = 32
+_OF_CHECKPOINTS = {"max_length": 0, "chunk": _CHUNK, "weights": "", "tokenizer": None}
 _OF_PACKAGES = {"key_file": None, "verify_key": None, "allow_kernels": False}
 _FAINT, _PLAIN = "\x1b[2m", "\x1b[0m"
 _HISTORY_LINES = 1000
@@ -42,28 +43,14 @@ def build_parser() -> Parser:
     from pangu_ms.infer.sampling import SamplingConfig
 
     parser = Parser(prog="pangu chat", description=__doc__)
-    text = "a run directory, a checkpoint, or a package written by `pangu export`"
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=text)
-    options.add_overrides(parser)
+    add_model(parser, _CHUNK)
     parser.add_argument("--system", default="", metavar="TEXT", help="system message")
     text = "longest answer, in tokens; 0: as many as fit into the context"
     parser.add_argument("--max-new-tokens", type=int, default=0, metavar="N", help=text)
     options.add_fields(parser, SamplingConfig, {name: options.SAMPLING_HELP[name] for name in SAMPLED})
     parser.set_defaults(temperature=0.7)
-    text = "longest chat, in tokens; 0: the model's context"
-    parser.add_argument("--max-length", type=int, default=0, metavar="N", help=text)
-    parser.add_argument("--chunk", type=int, default=_OF_CHECKPOINTS["chunk"], help="prompt tokens per step")
-    options.add_threads(parser)
-    options.add_weights(parser)
-    options.add_own_tokenizer(parser)
-    text = "auto (the tokenizer's own, openPangu's or a plain one), openpangu, plain, or a file of Jinja2"
-    parser.add_argument("--chat-template", default="auto", metavar="FILE", help=text)
     options.add_domain(parser, "domain of the chat (default: the model's model.default_domain, or its first domain)")
     parser.add_argument("--no-history", action="store_true", help="do not keep what is typed for the next session")
-    parser.add_argument("--key-file", metavar="FILE", help="file with the AES key of an encrypted package")
-    text = "refuse a package unless it was signed with the key of this Ed25519 public key, a PEM file"
-    parser.add_argument("--verify-key", metavar="FILE", help=text)
-    options.add_allow_kernels(parser)
     text = "after each answer, show its tokens and what the cache held; show MindSpore's own messages"
     parser.add_argument("--verbose", action="store_true", help=text)
     parser.set_defaults(run=_run)

@@ -33,40 +33,45 @@ _PACKAGES = ("anyio", "fastapi", "jinja2", "llguidance", "prometheus_client", "s
 def build_parser() -> Parser:
     """The verb's options."""
     parser = Parser(prog="pangu serve", description=__doc__)
-    text = "a run directory, a checkpoint, or a package written by `pangu export`"
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=text)
-    options.add_overrides(parser)
+    add_model(parser, chunk=64)
     parser.add_argument("--name", help="name of the model in requests (default: that of the directory)")
     text = "a further model; may be given several times"
     parser.add_argument("--model", action="append", default=[], metavar="NAME=PATH", help=text)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all, see --api-key-file")
     parser.add_argument("--port", type=int, default=8000, help="0 takes any that is free")
     parser.add_argument("--slots", type=int, default=8, metavar="N", help="continuations that are generated at a time")
-    parser.add_argument("--chunk", type=int, default=64, help="prompt tokens per step")
-    text = "longest prompt and continuation, in tokens; 0: the model's context"
-    parser.add_argument("--max-length", type=int, default=0, metavar="N", help=text)
     options.add_scheduling(parser)
-    options.add_threads(parser)
-    options.add_weights(parser)
-    options.add_own_tokenizer(parser)
-    text = "auto (the tokenizer's own, openPangu's or a plain one), openpangu, plain, or a file of Jinja2"
-    parser.add_argument("--chat-template", default="auto", metavar="FILE", help=text)
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="answer only clients with one of these keys")
     text = "origin of web pages that may ask, or *; may be given several times"
     parser.add_argument("--cors-origin", action="append", default=[], metavar="ORIGIN", help=text)
     text = "prefix of all paths, which a proxy in front of the server removes"
     parser.add_argument("--root-path", default="", metavar=TEXT, help=text)
     parser.add_argument("--no-page", action="store_true", help="without the chat page at /")
-    parser.add_argument("--key-file", metavar="FILE", help="file with the AES key of an encrypted package")
-    text = "refuse a package unless it was signed with the key of this Ed25519 public key, a PEM file"
-    parser.add_argument("--verify-key", metavar="FILE", help=text)
-    options.add_allow_kernels(parser)
     parser.add_argument("--access-log", action="store_true", help="log a line for each request, without prompts")
     parser.add_argument("--log-requests", action="store_true", help="log the prompts, too")
     options.add_verbose(parser)
     options.add_fields(parser.add_argument_group("limits"), Limits, LIMITS_HELP)
     parser.set_defaults(run=_run)
     return parser
+
+
+def add_model(parser: Parser, chunk: int) -> None:
+    """The model that `pangu serve` and `pangu chat` open, and how; `chunk` is the default of --chunk."""
+    text = "a run directory, a checkpoint, or a package written by `pangu export`"
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=text)
+    options.add_overrides(parser)
+    parser.add_argument("--chunk", type=int, default=chunk, help="prompt tokens per step")
+    text = "longest prompt and continuation (of a chat, all of it), in tokens; 0: the model's context"
+    parser.add_argument("--max-length", type=int, default=0, metavar="N", help=text)
+    options.add_threads(parser)
+    options.add_weights(parser)
+    options.add_own_tokenizer(parser)
+    text = "auto (the tokenizer's own, openPangu's or a plain one), openpangu, plain, or a file of Jinja2"
+    parser.add_argument("--chat-template", default="auto", metavar="FILE", help=text)
+    parser.add_argument("--key-file", metavar="FILE", help="file with the AES key of an encrypted package")
+    text = "refuse a package unless it was signed with the key of this Ed25519 public key, a PEM file"
+    parser.add_argument("--verify-key", metavar="FILE", help=text)
+    options.add_allow_kernels(parser)
 
 
 def main(argv: list[str]) -> int:
