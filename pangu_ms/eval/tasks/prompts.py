@@ -1,8 +1,9 @@
 """Makes of the rows of a data file what a model reads: texts of candidates, and demonstrations before them. It needs
 neither a model nor a tokenizer."""
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,7 +173,8 @@ class _Item:
         wrong = [label for label in labels if label != gold]
         if not choices.random or choices.random >= len(wrong):
             return labels
-        kept = {gold, *_by_lot(wrong, "choices", choices.seed, self.index)[: choices.random]}
+        lot = itertools.islice(_by_lot(len(wrong), "choices", choices.seed, self.index), choices.random)
+        kept = {gold, *(wrong[i] for i in lot)}
         return [label for label in labels if label in kept]
 
     def _answers(self, fields: Mapping[str, Any]) -> Gold | None:
@@ -251,7 +253,7 @@ class _Demonstrations:
     def __init__(self, task: Task, number: int, seed: int, rows: Sequence[Row]):
         self.task, self.number, self.seed, self.rows = task, number, seed, rows
         self._texts: dict[int, str | None] = {}
-        self._order = [] if task.shots.draw == "item" or not number else self._drawn()
+        self._order = list(self._drawn()) if number and task.shots.draw == "once" else None
 
     def before(self, index: int) -> tuple[str, ...]:
         """Those of one item."""
@@ -261,7 +263,7 @@ class _Demonstrations:
         if shots.fixed:
             return tuple(text + shots.separator for text in shots.fixed[: self.number])
         length, own = 0, index if shots.split == self.task.data.evaluate else -1
-        for i in self._order or self._drawn(index):
+        for i in self._drawn(index) if self._order is None else self._order:
             if len(texts) == self.number:
                 break
             text = self._text(i) if i != own else None
@@ -273,8 +275,8 @@ class _Demonstrations:
             texts.append(text + shots.separator)
         return tuple(texts)
 
-    def _drawn(self, *of_item: int) -> list[int]:
-        return _by_lot(range(len(self.rows)), "shots", self.seed, *of_item)
+    def _drawn(self, *of_item: int) -> Iterator[int]:
+        return _by_lot(len(self.rows), "shots", self.seed, *of_item)
 
     def _text(self, index: int) -> str | None:
         if index not in self._texts:
@@ -286,11 +288,15 @@ class _Demonstrations:
         return self._texts[index]
 
 
-def _by_lot(values: Iterable[Any], *seed: object) -> list[Any]:
-    """Values in an order that depends on the seed alone, on every machine and in every version of numpy: by the hash of
-    seed and value. The first k are a draw of k."""
-    begin = "/".join(map(str, seed))
-    return sorted(values, key=lambda value: hashlib.sha256(f"{begin}/{value}".encode()).digest())
+def _by_lot(number: int, *seed: object) -> Iterator[int]:
+    """The numbers below `number` in an order that depends on the seed alone. The first k are a draw of k; no more is
+    computed than is asked for."""
+    # Python promises the values of random() for a seed, in all versions; it does not promise those of sample().
+    draws, moved = random.Random("/".join(map(str, seed))), dict[int, int]()
+    for place in range(number):
+        other = place + int(draws.random() * (number - place))
+        yield moved.get(other, other)
+        moved[other] = moved.get(place, place)
 
 
 def _at(row: Row, path: str) -> Any:

@@ -19,9 +19,10 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 
 from pangu_ms.core import yaml_file
-from pangu_ms.core.errors import ConfigError, DataError
+from pangu_ms.core.errors import ConfigError
 from pangu_ms.core.fields import STRICT, Float, Int, require
 from pangu_ms.eval.tasks.template import Template
+from pangu_ms.infer.sampling import SamplingConfig
 
 TYPES = ("choice", "assignment", "perplexity", "generation")
 CHOICE = "choice"
@@ -141,6 +142,25 @@ class Decoding:
     keep_tokens: Int = 0
     """Of a prompt that is longer than the window has room for, the last so many tokens are kept; 0: all for which there
     is room."""
+
+    def __post_init__(self) -> None:
+        require(self.keep_tokens >= 0, "keep_tokens", f"={self.keep_tokens}: must not be negative; 0 keeps all")
+        self.sampling(1 if self.max_new_tokens == ANSWER else int(self.max_new_tokens), 0)
+
+    def sampling(self, max_new_tokens: int, seed: int) -> SamplingConfig:
+        """The settings of the engine.
+
+        Raises:
+            GenerationError: a value is out of its range.
+        """
+        return SamplingConfig(
+            max_new_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            stop=self.stop,
+            seed=seed,
+        )
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -273,8 +293,6 @@ def task_to_dict(task: Task) -> dict[str, Any]:
 def _validated(tree: dict[str, Any], where: str) -> Task:
     try:
         return TypeAdapter(Task).validate_python(tree)
-    except DataError as error:  # of a template
-        raise ConfigError(f"{where}: {error}") from None
     except ValidationError as error:
         reasons = dict.fromkeys(_explain(item) for item in error.errors())
         raise ConfigError(f"{where}: {'; '.join(reasons)}") from None
