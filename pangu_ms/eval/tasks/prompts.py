@@ -123,6 +123,10 @@ class _Item:
                     raise DataError(f"{task.blanks} holds {blank!r:.40}; its values must be objects")
                 for label, text in choices.items():
                     candidates.append(self._candidate(fields | blank | {CHOICE: text}, label))
+            if not 0 < len(blanks) <= len(choices):
+                raise DataError(
+                    f"{len(blanks)} blanks and {len(choices)} candidates; there must be a blank, and a candidate for each"
+                )
             return self._assignment(fields, len(blanks), len(choices)), candidates, len(blanks)
         gold = self._label(fields, choices)
         labels = list(choices) if gold is None else self._drawn(list(choices), gold)
