@@ -143,7 +143,11 @@ def _few_demonstrations(section: Section) -> list[str]:
 
 
 class Run:
-    """A directory of records, which one process at a time writes; a context manager."""
+    """A directory of records, which one process at a time writes; a context manager.
+
+    Attributes:
+        asked: items that this process has asked.
+    """
 
     def __init__(self, directory: Path, model: EvaluatedModel, sections: Sequence[Section], step: int | None = None):
         """Begin it, or go on with it.
@@ -160,6 +164,7 @@ class Run:
                 writes it.
         """
         self.directory, self.model, self.sections = Path(directory), model, list(sections)
+        self.asked = 0
         described = {
             format_version.KEY: FORMAT,
             "model": {"name": model.name, "digest": model.digest, "window": model.window, "step": step},
@@ -251,6 +256,7 @@ class Run:
                         error = error or f"{asked.prompt.place}: {asked.error}"
                         continue
                     results.add_line(record(section.task, asked))
+                    self.asked += 1
         if error:
             raise GenerationError(error)
         if any(prompt.gold is None for prompt in section.prompts):
