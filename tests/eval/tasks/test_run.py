@@ -2,6 +2,9 @@
 
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +13,10 @@ from pangu_ms.core.errors import ConfigError, DataError, GenerationError, Output
 from pangu_ms.eval.tasks import datasets
 from pangu_ms.eval.tasks.results import compare, read_records, rows_of, summarize
 from pangu_ms.eval.tasks.run import Run, Settings, prepare
-from tests.eval.tasks.common import CHOICE, DEV, TRAIN, HashModel, read_lines, task_of, with_fields, write_lines
+from tests.eval.tasks.common import CHOICE, DEV, TRAIN, Characters, HashModel, read_lines, task_of, with_fields, write_lines
 from tests.eval.tasks.test_prompts import GENERATION
 
+ROOT = Path(__file__).parents[3]
 ASK = with_fields(GENERATION, decoding={"temperature": 1}, data={"splits": {"dev": {"files": "ask.jsonl"}}})
 ASK["shots"] = {"few": 0}
 QUESTIONS = [{"question": f"how {i}", "answers": [f"{i / 10:.1f}"]} for i in range(4)]
@@ -122,6 +126,36 @@ def test_a_run_that_was_killed_goes_on(tmp_path, data, tasks):
     again = HashModel()
     run(tmp_path / "whole", tasks, data, model=again)
     assert again.asked == 0 and files_of(tmp_path / "whole") == expected
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from pangu_ms.eval.tasks import datasets
+from tests.eval.tasks.common import CHOICE, HashModel, read_lines, task_of
+from tests.eval.tasks.test_run import run, SETTINGS
+
+class Killed(HashModel):
+    def score(self, items, on_scored=lambda number: None):
+        for index, found in super().score(items):
+            if self.asked == 8:
+                os.kill(os.getpid(), 9)
+            yield index, found
+
+datasets.READERS["lines"] = read_lines
+base = Path(sys.argv[1])
+run(base / "killed", [task_of(base, CHOICE)], base / "data", model=Killed())
+"""
+
+
+def test_a_process_that_was_killed_leaves_what_it_had(tmp_path, data, tasks):
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == -9, done.stderr
+    assert not (tmp_path / "killed" / "results.json").exists()
+    model = HashModel()
+    run(tmp_path / "killed", tasks[:1], data, model=model)
+    run(tmp_path / "whole", tasks[:1], data)
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole") and model.asked == 24 - 7
 
 
 def test_other_tasks_join_a_run(tmp_path, data, tasks):
@@ -234,8 +268,6 @@ def test_names_that_a_task_file_must_know(tmp_path, data, monkeypatch, change, m
 
 
 def test_a_tokenizer_that_cannot_spell_is_found_before_anything_is_asked(tmp_path, data, tasks):
-    from tests.eval.tasks.common import Characters
-
     model = HashModel(tokenizer=Characters(unknown="Q"))
     with pytest.raises(DataError, match="ask: the tokenizer cannot spell 'Q'"):
         run(tmp_path / "out", tasks, data, model=model)
@@ -256,12 +288,10 @@ def test_an_answer_that_failed_is_told_behind_the_others(tmp_path, data, tasks):
 
 
 def test_one_process_writes_a_directory(tmp_path, data, tasks):
-    import subprocess
-    import sys
-
     run(tmp_path / "out", tasks[:1], data, Settings((0,)))
-    code = f"import fcntl; f = open({str(tmp_path / 'out' / '.lock')!r}, 'ab'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
-    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    code = "import fcntl, sys; f = open(sys.argv[1], 'ab'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    command = [sys.executable, "-c", code, str(tmp_path / "out" / ".lock")]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         other.stdout.readline()
         with pytest.raises(GenerationError, match="another process writes it; wait for it or end it"):
