@@ -257,7 +257,10 @@ class _Demonstrations:
     def __init__(self, task: Task, number: int, seed: int, rows: Sequence[Row]):
         self.task, self.number, self.seed, self.rows = task, number, seed, rows
         self._texts: dict[int, str | None] = {}
-        self._order = list(self._drawn()) if number and task.shots.draw == "once" else None
+        self._same: list[tuple[int, str]] | None = None
+        """Those of all items, and one more, if an item may be among them."""
+        if number and task.shots.draw == "once":
+            self._same = list(itertools.islice(self._suitable(), number + 1))
 
     def before(self, index: int) -> tuple[str, ...]:
         """Those of one item."""
@@ -267,17 +270,20 @@ class _Demonstrations:
         if shots.fixed:
             return tuple(text + shots.separator for text in shots.fixed[: self.number])
         length, own = 0, index if shots.split == self.task.data.evaluate else -1
-        for i in self._drawn(index) if self._order is None else self._order:
-            if len(texts) == self.number:
-                break
-            text = self._text(i) if i != own else None
-            if text is None or shots.max_chars and len(text) > shots.max_chars:
-                continue
+        for i, text in self._suitable(index) if self._same is None else self._same:
             length += len(text) + len(shots.separator)
-            if shots.total_chars and length > shots.total_chars:
+            if len(texts) == self.number or shots.total_chars and length > shots.total_chars:
                 break
-            texts.append(text + shots.separator)
+            if i != own:
+                texts.append(text + shots.separator)
         return tuple(texts)
+
+    def _suitable(self, *of_item: int) -> Iterator[tuple[int, str]]:
+        """(row, text) of those that may be shown, in the order in which they are drawn."""
+        for i in self._drawn(*of_item):
+            text = self._text(i)
+            if text is not None and not (self.task.shots.max_chars and len(text) > self.task.shots.max_chars):
+                yield i, text
 
     def _drawn(self, *of_item: int) -> Iterator[int]:
         return _by_lot(len(self.rows), "shots", self.seed, *of_item)

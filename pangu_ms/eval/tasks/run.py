@@ -30,6 +30,7 @@ from pangu_ms.infer.answers import ResultFile
 
 log = logging.getLogger(__name__)
 _LOCK = ".lock"
+_FOR_PEOPLE = ("title", "source", "notes", "published")
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,8 @@ class Run:
         self.described: dict[str, Any] = json.loads(json.dumps(described))  # as it will be read again
 
     def __enter__(self) -> "Run":
+        if not self.directory.is_dir():
+            files.require_free(self.directory)
         with files.writing(self.directory / RUN):
             self.directory.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.directory / _LOCK, "ab")
@@ -217,7 +220,7 @@ class Run:
         known = dict(found["sections"])
         for name, own in self.described["sections"].items():
             other = known.setdefault(name, own)
-            if wrong := [key for key in own if own[key] != other.get(key)]:
+            if wrong := [key for key, value in _asked(own).items() if value != _asked(other).get(key)]:
                 raise GenerationError(
                     f"{path}: {name} is there with other {', '.join(wrong)}; give the same data, task file and options"
                     " to go on, or name a new --output"
@@ -240,9 +243,13 @@ class Run:
 
     def _ask(self, section: Section, progress: bool) -> None:
         path = record_path(self.directory, section.name)
-        if path.exists():
-            return
-        described = self.described["sections"][section.name]
+        if not path.exists():
+            self._ask_missing(path, section, progress)
+        if any(prompt.gold is None for prompt in section.prompts):
+            write_submission(self.directory, section.name, section.task)
+
+    def _ask_missing(self, path: Path, section: Section, progress: bool) -> None:
+        described = _asked(self.described["sections"][section.name])
         header = {"model": self.model.digest, "section": files.sha256_json(described)}
         keys = [(prompt.index,) for prompt in section.prompts]
         with ResultFile(path, keys, header, ("index",), ("answers", "items")) as results:
@@ -259,14 +266,18 @@ class Run:
                     self.asked += 1
         if error:
             raise GenerationError(error)
-        if any(prompt.gold is None for prompt in section.prompts):
-            write_submission(self.directory, section.name, section.task)
 
     def results(self) -> dict[str, Any]:
         """The scores of all sections that are complete; results.json has them too."""
         found = summarize(self.directory)
         files.write_json(self.directory / "results.json", found)
         return found
+
+
+def _asked(described: dict[str, Any]) -> dict[str, Any]:
+    """What the answers of a section depend on: its description without what people read."""
+    task = {key: value for key, value in described["task"].items() if key not in _FOR_PEOPLE}
+    return described | {"task": task}
 
 
 def record(task: Task, asked: Asked) -> dict[str, Any]:
