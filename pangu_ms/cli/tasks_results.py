@@ -19,12 +19,14 @@ DIRECTORY_HELP = "directory that `pangu tasks run --output` wrote"
 
 def table_parser() -> Parser:
     """The options of `table`."""
-    description = """Show the scores of models. With one model published scores stand beside its own; with several, such as
-    the checkpoints of a training run, each has a column."""
+    description = """Show the scores of models. With one model published scores stand beside its own; with several, such
+    as the checkpoints of a training run, each has a column."""
     parser = Parser(prog="pangu tasks table", description=description)
     parser.add_argument("directories", type=Path, nargs="+", metavar="DIR", help=DIRECTORY_HELP)
     _add_format(parser)
-    text = "also draw the scores over the models or their training steps into this new file, as .png, .pdf or .svg (needs"
+    text = (
+        "also draw the scores over the models or their training steps into this new file, as .png, .pdf or .svg (needs"
+    )
     options.add_new_file(parser, "--plot", f"{text} matplotlib)")
     options.add_json(parser, "results of each directory, as in its results.json")
     parser.set_defaults(run=_table)

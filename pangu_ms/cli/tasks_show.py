@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 def list_parser() -> Parser:
     """The options of `list`."""
-    description = "List the tasks: their type, score, demonstrations of `few`, where the prompt comes from, and data file."
+    description = (
+        "List the tasks: their type, score, demonstrations of `few`, where the prompt comes from, and data file."
+    )
     parser = Parser(prog="pangu tasks list", description=description)
     tasks_options.add_task_files(parser)
     options.add_json(parser, "all fields of the tasks")

@@ -125,7 +125,8 @@ class _Item:
                     candidates.append(self._candidate(fields | blank | {CHOICE: text}, label))
             if not 0 < len(blanks) <= len(choices):
                 raise DataError(
-                    f"{len(blanks)} blanks and {len(choices)} candidates; there must be a blank, and a candidate for each"
+                    f"{len(blanks)} blanks and {len(choices)} candidates; there must be a blank, and a candidate for"
+                    " each"
                 )
             return self._assignment(fields, len(blanks), len(choices)), candidates, len(blanks)
         gold = self._label(fields, choices)
@@ -134,9 +135,7 @@ class _Item:
         return None if gold is None else Gold(labels.index(gold), gold), found, 0
 
     def _candidate(self, fields: Mapping[str, Any], label: str = "") -> Candidate:
-        context, continuation = (
-            Template(text).filled(fields) for text in (self.task.context, self.task.continuation)
-        )
+        context, continuation = (Template(text).filled(fields) for text in (self.task.context, self.task.continuation))
         if not continuation:
             raise DataError("the continuation is empty; a score needs a text; mend the file, or the template")
         return Candidate(context, continuation, label)

@@ -198,8 +198,8 @@ class Task:
     name: str
     """What --tasks names. A variant is named `name@variant`."""
     type: Literal["choice", "assignment", "perplexity", "generation"]
-    """choice: the candidate with the highest log-probability; assignment: each blank gets another candidate, so that the
-    sum is highest; perplexity: that of the continuation; generation: the text that the model writes."""
+    """choice: the candidate with the highest log-probability; assignment: each blank gets another candidate, so that
+    the sum is highest; perplexity: that of the continuation; generation: the text that the model writes."""
     data: Data
     context: str
     """Template of what the model reads without loss."""
@@ -272,7 +272,9 @@ def read_task(path: Path, variant: str = "") -> Task:
     """
     tree = yaml_file.read(path, ConfigError)
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: found {type(tree).__name__}; a task is a mapping with the fields name, type, data...")
+        raise ConfigError(
+            f"{path}: found {type(tree).__name__}; a task is a mapping with the fields name, type, data..."
+        )
     task = _validated(tree, str(path))
     for name in task.variants:
         _validated(_merged(tree, task.variants[name]), f"{path}: variant {name}")
