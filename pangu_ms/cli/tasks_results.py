@@ -19,12 +19,14 @@ DIRECTORY_HELP = "directory that `pangu tasks run --output` wrote"
 
 def table_parser() -> Parser:
     """The options of `table`."""
-    description = """Show the scores of models. With one model published scores stand beside its own; with several, such as
-    the checkpoints of a training run, each has a column."""
+    description = """Show the scores of models. With one model published scores stand beside its own; with several, such
+    as the checkpoints of a training run, each has a column."""
     parser = Parser(prog="pangu tasks table", description=description)
     parser.add_argument("directories", type=Path, nargs="+", metavar="DIR", help=DIRECTORY_HELP)
     _add_format(parser)
-    text = "also draw the scores over the models or their training steps into this new file, as .png, .pdf or .svg (needs"
+    text = (
+        "also draw the scores over the models or their training steps into this new file, as .png, .pdf or .svg (needs"
+    )
     options.add_new_file(parser, "--plot", f"{text} matplotlib)")
     options.add_json(parser, "results of each directory, as in its results.json")
     parser.set_defaults(run=_table)
@@ -74,10 +76,9 @@ def _print_columns(results: "list[Results]", args: Namespace) -> None:
     for key in dict.fromkeys(key for one in found for key in one):
         cells = []
         for one in found:
-            metric = one.get(key)
-            error = metric and metric["standard_error"]
-            text = shown(metric["value"]) if metric else "-"
-            cells.append(f"{text} +- {shown(error)}" if error is not None else text)
+            metric = one.get(key, {"value": None, "standard_error": None})
+            error = metric["standard_error"]
+            cells.append(shown(metric["value"]) + (f" +- {shown(error)}" if error is not None else ""))
         rows.append((*key, *cells))
     _print(("task", "shots", "metric", *map(str, args.directories)), rows, "<><" + ">" * len(results), args.format)
 
@@ -133,7 +134,7 @@ def _compare(args: Namespace) -> int:
     if args.json:
         print_json(found, ensure_ascii=False)
         return 0
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for one in found:
         if "reason" in one:
             rows.append((one["section"], one["metric"], one["reason"]))

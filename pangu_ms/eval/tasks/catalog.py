@@ -95,8 +95,8 @@ def read_rows(task: Task, directory: Path | None, split: str = "") -> Rows:
     expected, notes = data.splits[split].items, []
     if expected and len(rows) != expected:
         notes.append(
-            f"{where}: has {len(rows):,} items, the published {split} set has {expected:,}; scores of another set do not"
-            " compare with published ones"
+            f"{where}: has {len(rows):,} items, the published {split} set has {expected:,}; scores of another set"
+            " do not compare with published ones"
         )
     return Rows(rows, notes)
 

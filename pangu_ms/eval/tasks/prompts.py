@@ -125,7 +125,8 @@ class _Item:
                     candidates.append(self._candidate(fields | blank | {CHOICE: text}, label))
             if not 0 < len(blanks) <= len(choices):
                 raise DataError(
-                    f"{len(blanks)} blanks and {len(choices)} candidates; there must be a blank, and a candidate for each"
+                    f"{len(blanks)} blanks and {len(choices)} candidates; there must be a blank, and a candidate for"
+                    " each"
                 )
             return self._assignment(fields, len(blanks), len(choices)), candidates, len(blanks)
         gold = self._label(fields, choices)
@@ -134,9 +135,7 @@ class _Item:
         return None if gold is None else Gold(labels.index(gold), gold), found, 0
 
     def _candidate(self, fields: Mapping[str, Any], label: str = "") -> Candidate:
-        context, continuation = (
-            Template(text).filled(fields) for text in (self.task.context, self.task.continuation)
-        )
+        context, continuation = (Template(text).filled(fields) for text in (self.task.context, self.task.continuation))
         if not continuation:
             raise DataError("the continuation is empty; a score needs a text; mend the file, or the template")
         return Candidate(context, continuation, label)
@@ -244,8 +243,9 @@ def make_prompts(
     prompts = []
     for index in range(len(rows)) if indices is None else indices:
         item = _Item(task, rows[index], index, f"{task.name}: item {index + 1}")
+        shown_before = demonstrations.before(index)
         try:
-            prompts.append(item.prompt(demonstrations.before(index)))
+            prompts.append(item.prompt(shown_before))
         except DataError as error:
             raise DataError(f"{item.place}: {error}") from None
     return prompts
@@ -294,7 +294,8 @@ class _Demonstrations:
             try:
                 self._texts[index] = item.demonstration()
             except DataError as error:
-                raise DataError(f"demonstration from item {index + 1} of {self.task.shots.split}: {error}") from None
+                place = f"{self.task.name}: demonstration from item {index + 1} of {self.task.shots.split}"
+                raise DataError(f"{place}: {error}") from None
         return self._texts[index]
 
 

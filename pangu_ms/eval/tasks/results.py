@@ -38,7 +38,9 @@ def read_run(directory: Path) -> dict[str, Any]:
     try:
         found = small_json.read_object(path, form={"model": {"name": str, "digest": str}, "sections": dict})
     except small_json.Missing:
-        raise OutputError(f"{directory}: has no {RUN}; name a directory that `pangu tasks run --output` wrote") from None
+        raise OutputError(
+            f"{directory}: has no {RUN}; name a directory that `pangu tasks run --output` wrote"
+        ) from None
     except ValueError as error:
         raise OutputError(f"{path}: {error}; it is damaged; run the tasks again, with a new --output") from None
     format_version.require_known(found.get(format_version.KEY), FORMAT, path, OutputError)

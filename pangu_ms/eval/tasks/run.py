@@ -140,7 +140,9 @@ def _few_demonstrations(section: Section) -> list[str]:
     least = min((len(prompt.demonstrations) for prompt in section.prompts), default=wanted)
     if least >= wanted:
         return []
-    return [f"{section.name}: {least} demonstrations instead of {wanted}: no more in the data are as the task wants them"]
+    return [
+        f"{section.name}: {least} demonstrations instead of {wanted}: no more in the data are as the task wants them"
+    ]
 
 
 class Run:
@@ -216,7 +218,9 @@ class Run:
             return
         found = read_run(self.directory)
         if found["model"]["digest"] != self.model.digest:
-            raise GenerationError(f"{path}: has answers of another model ({found['model']['name']}); name a new --output")
+            raise GenerationError(
+                f"{path}: has answers of another model ({found['model']['name']}); name a new --output"
+            )
         known = dict(found["sections"])
         for name, own in self.described["sections"].items():
             other = known.setdefault(name, own)

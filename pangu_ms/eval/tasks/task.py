@@ -7,6 +7,7 @@ the item; {{ and }} are braces.
 
 import dataclasses
 import difflib
+import functools
 import typing
 from collections.abc import Mapping
 from dataclasses import field
@@ -198,8 +199,8 @@ class Task:
     name: str
     """What --tasks names. A variant is named `name@variant`."""
     type: Literal["choice", "assignment", "perplexity", "generation"]
-    """choice: the candidate with the highest log-probability; assignment: each blank gets another candidate, so that the
-    sum is highest; perplexity: that of the continuation; generation: the text that the model writes."""
+    """choice: the candidate with the highest log-probability; assignment: each blank gets another candidate, so that
+    the sum is highest; perplexity: that of the continuation; generation: the text that the model writes."""
     data: Data
     context: str
     """Template of what the model reads without loss."""
@@ -272,7 +273,9 @@ def read_task(path: Path, variant: str = "") -> Task:
     """
     tree = yaml_file.read(path, ConfigError)
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: found {type(tree).__name__}; a task is a mapping with the fields name, type, data...")
+        raise ConfigError(
+            f"{path}: found {type(tree).__name__}; a task is a mapping with the fields name, type, data..."
+        )
     task = _validated(tree, str(path))
     for name in task.variants:
         _validated(_merged(tree, task.variants[name]), f"{path}: variant {name}")
@@ -290,9 +293,14 @@ def task_to_dict(task: Task) -> dict[str, Any]:
     return dataclasses.asdict(task)
 
 
+@functools.cache
+def _validator() -> TypeAdapter[Task]:
+    return TypeAdapter(Task)
+
+
 def _validated(tree: dict[str, Any], where: str) -> Task:
     try:
-        return TypeAdapter(Task).validate_python(tree)
+        return _validator().validate_python(tree)
     except ValidationError as error:
         reasons = dict.fromkeys(_explain(item) for item in error.errors())
         raise ConfigError(f"{where}: {'; '.join(reasons)}") from None

@@ -106,7 +106,9 @@ def task_of(tmp_path, tree, variant=""):
 
 def with_fields(tree, **fields):
     """A tree with other fields; those of mappings are replaced one by one."""
-    return tree | {key: tree[key] | new if isinstance(new, dict) and key in tree else new for key, new in fields.items()}
+    return tree | {
+        key: tree[key] | new if isinstance(new, dict) and key in tree else new for key, new in fields.items()
+    }
 
 
 def read_lines(path, **options):

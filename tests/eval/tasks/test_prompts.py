@@ -44,7 +44,10 @@ def test_fixed_labels(tmp_path):
 def test_labels_are_templates_and_compare_as_json_does(tmp_path):
     labels = {"true": "{thing} shines", "false": "it does not"}
     prompt = one(tmp_path, with_fields(CHOICE, choices={"labels": labels}), DEV[0] | {"label": True})
-    assert [one.context for one in prompt.candidates] == ["appleapple is appleapple shines. ", "appleapple is it does not. "]
+    assert [one.context for one in prompt.candidates] == [
+        "appleapple is appleapple shines. ",
+        "appleapple is it does not. ",
+    ]
     assert prompt.gold == Gold(choice=0, label="true")
 
 
@@ -70,7 +73,9 @@ def test_random_wrong_candidates(tmp_path):
     assert all(abs(count - 200 - 2800 * 3 / 14) < 5 * (2800 * 3 / 14) ** 0.5 for count in counts)
     again = make_prompts(task, rows, indices=[7, 2999])
     assert [prompt.candidates for prompt in again] == [prompts[7].candidates, prompts[2999].candidates]
-    unlabelled = one(tmp_path, with_fields(CHOICE) | {"choices": {"labels": labels, "random": 3}}, {"thing": "x", "text": "y"})
+    unlabelled = one(
+        tmp_path, with_fields(CHOICE) | {"choices": {"labels": labels, "random": 3}}, {"thing": "x", "text": "y"}
+    )
     assert unlabelled.gold is None and len(unlabelled.candidates) == 15
 
 
@@ -82,7 +87,11 @@ def test_generation(tmp_path):
 
 
 def test_assignment(tmp_path):
-    row = {"blanks": [{"left": "a", "right": "b"}, {"left": "c", "right": "d"}], "options": ["1", "2", "3"], "label": [2, 0]}
+    row = {
+        "blanks": [{"left": "a", "right": "b"}, {"left": "c", "right": "d"}],
+        "options": ["1", "2", "3"],
+        "label": [2, 0],
+    }
     prompt = one(tmp_path, ASSIGNMENT, row)
     assert [one.context + one.continuation for one in prompt.candidates] == "a1b a2b a3b c1d c2d c3d".split()
     assert prompt.gold == Gold(assignment=(2, 0)) and prompt.blanks == 2
@@ -99,7 +108,11 @@ def test_fields_are_made_of_the_row(tmp_path):
     }
     row = {"a": {"b": "deep"}, "words": ["x", 2], "answer": True, "text": "k e\ny s t"}
     prompt = one(tmp_path, CHOICE | {"fields": fields}, row)
-    assert prompt.candidates[0] == Candidate("deep is red. ", "x, 2", "0") and prompt.gold.label == "1" and prompt.id == "st"
+    assert (
+        prompt.candidates[0] == Candidate("deep is red. ", "x, 2", "0")
+        and prompt.gold.label == "1"
+        and prompt.id == "st"
+    )
 
 
 @pytest.mark.parametrize(
@@ -149,7 +162,9 @@ def test_demonstrations_have_the_right_candidate(tmp_path):
 def test_demonstrations_of_generation_tasks(tmp_path):
     shown = [{"question": f"q{i}", "answers": [f"a{i}", "other"]} for i in range(2)] + [{"question": "open"}]
     task = task_of(tmp_path, GENERATION)
-    assert {*make_prompts(task, shown[:1], FEW, 0, shown)[0].demonstrations} == {f"Q: q{i}\nA: a{i}\n\n" for i in range(2)}
+    assert {*make_prompts(task, shown[:1], FEW, 0, shown)[0].demonstrations} == {
+        f"Q: q{i}\nA: a{i}\n\n" for i in range(2)
+    }
     task = task_of(tmp_path, with_fields(GENERATION, shots={"template": "{question}={answer}", "separator": ";"}))
     assert {*make_prompts(task, shown[:1], FEW, 0, shown)[0].demonstrations} == {"q0=a0;", "q1=a1;"}
 
@@ -177,5 +192,5 @@ def test_a_task_without_demonstrations(tmp_path):
 
 def test_a_wrong_demonstration_is_named(tmp_path):
     task = task_of(tmp_path, CHOICE)
-    with pytest.raises(DataError, match="colour: item 1: demonstration from item 1 of train: template"):
+    with pytest.raises(DataError, match="colour: demonstration from item 1 of train: template"):
         make_prompts(task, DEV, 1, 0, [{"label": 0}])

@@ -13,7 +13,17 @@ from pangu_ms.core.errors import ConfigError, DataError, GenerationError, Output
 from pangu_ms.eval.tasks import datasets
 from pangu_ms.eval.tasks.results import compare, read_records, rows_of, summarize
 from pangu_ms.eval.tasks.run import Run, Settings, prepare
-from tests.eval.tasks.common import CHOICE, DEV, TRAIN, Characters, HashModel, read_lines, task_of, with_fields, write_lines
+from tests.eval.tasks.common import (
+    CHOICE,
+    DEV,
+    TRAIN,
+    Characters,
+    HashModel,
+    read_lines,
+    task_of,
+    with_fields,
+    write_lines,
+)
 from tests.eval.tasks.test_prompts import GENERATION
 
 ROOT = Path(__file__).parents[3]
@@ -81,7 +91,9 @@ def test_scores_and_records(tmp_path, data, tasks):
     accuracy = few["metrics"]["accuracy"]
     assert accuracy["value"] == pytest.approx(100 * right.mean()) and accuracy["published"] == {"2.6B": 60.25}
     assert accuracy["seed_spread"] == pytest.approx(100 * np.std(right.mean(1), ddof=1))
-    assert accuracy["standard_error"] == pytest.approx(100 * np.std(right.mean(0), ddof=1) / 6**0.5), "items, not answers"
+    assert accuracy["standard_error"] == pytest.approx(100 * np.std(right.mean(0), ddof=1) / 6**0.5), (
+        "items, not answers"
+    )
     assert ask["metrics"]["exact_match"]["published"] == {} and few["mean_shots"] <= 3
 
 
@@ -257,7 +269,10 @@ def test_what_is_told_before_a_model_is_loaded(tmp_path, data, tasks):
     [
         ({"metrics": ["acuracy"]}, "colour: metric acuracy: unknown; known: "),
         ({"data": {"reader": "line"}}, "colour: data.reader=line: no such reader; did you mean lines?"),
-        ({"data": {"options": {"x": 1}}}, "colour: data.options: .* unexpected keyword argument 'x'; mend the task file"),
+        (
+            {"data": {"options": {"x": 1}}},
+            "colour: data.options: .* unexpected keyword argument 'x'; mend the task file",
+        ),
         ({"shots": {"split": "test"}}, "colour: has no split test; it has dev, train; mend the task file"),
     ],
 )

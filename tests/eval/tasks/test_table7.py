@@ -78,7 +78,10 @@ def test_what_is_scored():
 
 def test_sizes_of_few():
     """Of Table 10."""
-    few = {name: find_tasks([name])[0].shots.few for name in ("tnews", "iflytek", "afqmc", "csl", "c3", "webqa", "dureader")}
+    few = {
+        name: find_tasks([name])[0].shots.few
+        for name in ("tnews", "iflytek", "afqmc", "csl", "c3", "webqa", "dureader")
+    }
     assert few == {"tnews": 6, "iflytek": 3, "afqmc": 4, "csl": 10, "c3": 3, "webqa": 8, "dureader": 6}
     assert find_tasks(["cmrc2018"])[0].shots.few == find_tasks(["drcd"])[0].shots.few == "dynamic"
 
