@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.checkpoint import foreign, lazy, md5_list, official, reshard, store
+from pangu_ms.checkpoint import foreign, lazy, md5_list, megatron, official, reshard, store
 from pangu_ms.checkpoint.lazy import Stored
 from pangu_ms.checkpoint.partial import Partial, open_partial
 from pangu_ms.config import RunConfig, dump_config
@@ -102,7 +102,7 @@ def import_file(
     naming = _format(config, source)
     store.require_no_checkpoints(output)
     loaded = _tokenizer_of(path, tokenizer, with_tokenizer, config)
-    weights = _open(path, source, naming, parts, progress)
+    weights = _open(path, naming, config.model, parts, progress, say)
     tensors = _announced(str(path), weights.to_ours(naming, config), dtype, _tables(config.model), say)
     none = "none comes along; name one with --tokenizer wherever text is read or written"
     say(f"tokenizer: {_describe_tokenizer(loaded) if loaded else none}")
@@ -139,7 +139,7 @@ def import_map(
     path = Path(path)
     config = _config_of(path, source, config, parts)
     naming = _format(config, source)
-    weights = _open(path, source, naming, parts, False)
+    weights = _open(path, naming, config.model, parts, False, say=_log.info)
     tensors = lazy.cast(str(path), weights.to_ours(naming, config), dtype, _tables(config.model))
     found = naming.canonical_names(str(path), weights.stored)
     rows = []
@@ -162,7 +162,8 @@ def import_map(
 
 
 def _config_of(path: Path, source: str, config: RunConfig | None, parts: Parts | None) -> RunConfig:
-    if path.is_dir() and not parts:
+    in_parts = parts or any(formats[source].tensor_parallel for formats in _all_formats() if source in formats)
+    if path.is_dir() and not in_parts:
         return directory_config(path, source, config)
     if config is None:
         raise ConfigError(
@@ -171,13 +172,17 @@ def _config_of(path: Path, source: str, config: RunConfig | None, parts: Parts |
     return config
 
 
-def _open(path: Path, source: str, naming: Format, parts: Parts | None, progress: bool) -> Weights:
-    """Find the weights of a file or directory of the format `source`."""
+def _open(path: Path, naming: Format, model: ModelConfig, parts: Parts | None, progress: bool, say: Say) -> Weights:
+    """Find the weights of a file or directory."""
     if parts:
         return _open_parts(path, naming, parts, progress)
-    read = foreign.weight_files(path) if path.is_dir() else [path]
-    stored = foreign.open_files(read)
-    return Weights(str(path), stored, read, {"sha256": {file.name: files.sha256_file(file) for file in read}})
+    if naming.tensor_parallel:
+        stored, read = megatron.open_weights(path, naming, model, say)
+    else:
+        read = foreign.weight_files(path) if path.is_dir() else [path]
+        stored = foreign.open_files(read)
+    names = {file: str(file.relative_to(path)) if path.is_dir() else file.name for file in read}
+    return Weights(str(path), stored, read, {"sha256": {names[file]: files.sha256_file(file) for file in read}})
 
 
 def _open_parts(path: Path, naming: Format, parts: Parts, progress: bool) -> Weights:
@@ -260,9 +265,10 @@ def export_file(
     dtype: str = "float32",
     max_shard_bytes: int = store.MAX_SHARD_BYTES,
     say: Say = _log.info,
+    tensor_parallel: int | None = None,
 ) -> Path:
-    """Convert the model of a checkpoint to one file of weights, or to a Hugging Face directory if `output` has no
-    suffix.
+    """Convert the model of a checkpoint to one file of weights, or to a Hugging Face directory, or one of Megatron's
+    parts, if `output` has no suffix.
 
     Args:
         checkpoint: step directory, checkpoint root or run directory.
@@ -271,6 +277,7 @@ def export_file(
         dtype: dtype of the written weights: float32, float16 or bfloat16.
         max_shard_bytes: weights of a directory that are larger than this are split over several files.
         say: called with lines that say what became of dtypes and tokenizer.
+        tensor_parallel: into how many parts a directory for Megatron is cut; None for one.
 
     Returns:
         `output`.
@@ -286,7 +293,13 @@ def export_file(
     source = store.open_checkpoint(checkpoint)
     config = source.config()
     naming = _format(config, target)
-    if not output.suffix and naming.write_config is None:
+    in_parts = naming.tensor_parallel and not output.suffix
+    if tensor_parallel is not None and not in_parts:
+        raise CheckpointError(
+            f"{output}: --tensor-parallel goes with --to megatron and a directory, a name without a dot; leave it out"
+            " or name one"
+        )
+    if not output.suffix and naming.write_config is None and not in_parts:
         rule = f"{config.model.family} weights have no directory form as {target}"
         raise CheckpointError(f"{output}: has no suffix, and {rule}; name a .safetensors, .npz or .ckpt")
     own = source.tokenizer_path()
@@ -295,6 +308,11 @@ def export_file(
     integers = {rule.foreign for rule in naming.rules(config.model) if rule.ours in tables}
     tensors = naming.to_foreign(str(source.path), source.stored(), config.model)
     tensors = _announced(str(source.path), tensors, dtype, integers, say)
+    if in_parts:
+        megatron.write_parts(output, tensors, naming, config.model, tensor_parallel or 1)
+        if own:
+            say("tokenizer: stays behind, as Megatron's files have no place for it")
+        return output
     if output.suffix or naming.write_config is None:
         foreign.write_file(output, tensors)
         if own:
