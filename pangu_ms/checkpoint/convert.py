@@ -13,6 +13,7 @@ from pangu_ms.checkpoint import (
     gguf_export,
     lazy,
     md5_list,
+    megatron,
     mindformers_directory,
     official,
     reshard,
@@ -123,7 +124,7 @@ def import_file(
     naming = _format(config, source)
     store.require_no_checkpoints(output)
     loaded = _tokenizer_of(path, tokenizer, with_tokenizer, config)
-    weights = _open(path, source, naming, parts, progress)
+    weights = _open(path, source, naming, config.model, parts, progress, say)
     naming = naming.of_names(weights.stored)
     tensors = _announced(str(path), weights.to_ours(naming, config), dtype, _tables(config.model), say)
     none = "none comes along; name one with --tokenizer wherever text is read or written"
@@ -161,7 +162,7 @@ def import_map(
     path = Path(path)
     config = _config_of(path, source, config, parts)
     naming = _format(config, source)
-    weights = _open(path, source, naming, parts, False)
+    weights = _open(path, source, naming, config.model, parts, False, say=_log.info)
     naming = naming.of_names(weights.stored)
     tensors = lazy.cast(str(path), weights.to_ours(naming, config), dtype, _tables(config.model))
     found = naming.canonical_names(str(path), weights.stored)
@@ -185,22 +186,29 @@ def import_map(
 
 
 def _config_of(path: Path, source: str, config: RunConfig | None, parts: Parts | None) -> RunConfig:
-    if path.is_dir() and not parts and source != mindformers_directory.NAME:
+    in_parts = parts or any(formats[source].tensor_parallel for formats in _all_formats() if source in formats)
+    if path.is_dir() and not in_parts and source != mindformers_directory.NAME:
         return directory_config(path, source, config)
     if config is None:
-        fits = "" if parts else _open_files(path, source).fitting()
+        fits = "" if in_parts and path.is_dir() else _open_files(path, source).fitting()
         raise ConfigError(
             f"{path}: a file of weights does not say which model it is; name its configuration (--config){fits}"
         )
     return config
 
 
-def _open(path: Path, source: str, naming: Format, parts: Parts | None, progress: bool) -> Weights:
+def _open(
+    path: Path, source: str, naming: Format, model: ModelConfig, parts: Parts | None, progress: bool, say: Say
+) -> Weights:
     """Find the weights of a file or directory of the format `source`."""
     if parts:
         return _open_parts(path, source, naming, parts, progress)
-    weights = _open_files(path, source)
-    weights.origin["sha256"] = {file.name: files.sha256_file(file) for file in weights.files}
+    if naming.tensor_parallel:
+        weights = Weights(str(path), source, *megatron.open_weights(path, naming, model, say), {})
+    else:
+        weights = _open_files(path, source)
+    names = {file: str(file.relative_to(path)) if path.is_dir() else file.name for file in weights.files}
+    weights.origin["sha256"] = {names[file]: files.sha256_file(file) for file in weights.files}
     return weights
 
 
@@ -294,9 +302,10 @@ def export_file(
     max_shard_bytes: int = store.MAX_SHARD_BYTES,
     say: Say = _log.info,
     with_tokenizer: bool = True,
+    tensor_parallel: int | None = None,
 ) -> Path:
-    """Convert the model of a checkpoint to one file of weights, or to a Hugging Face directory if `output` has no
-    suffix.
+    """Convert the model of a checkpoint to one file of weights, or to a Hugging Face directory, or one of Megatron's
+    parts, if `output` has no suffix.
 
     Args:
         checkpoint: step directory, checkpoint root or run directory.
@@ -306,6 +315,7 @@ def export_file(
         max_shard_bytes: weights of a directory that are larger than this are split over several files.
         say: called with lines that say what became of dtypes and tokenizer.
         with_tokenizer: False leaves the tokenizer out of a .gguf.
+        tensor_parallel: into how many parts a directory for Megatron is cut; None for one.
 
     Returns:
         `output`.
@@ -323,7 +333,13 @@ def export_file(
     source = store.open_checkpoint(checkpoint)
     config = source.config()
     naming = _format(config, target)
-    if not output.suffix and naming.write_config is None:
+    in_parts = naming.tensor_parallel and not output.suffix
+    if tensor_parallel is not None and not in_parts:
+        raise CheckpointError(
+            f"{output}: --tensor-parallel goes with --to megatron and a directory, a name without a dot; leave it out"
+            " or name one"
+        )
+    if not output.suffix and naming.write_config is None and not in_parts:
         rule = f"{config.model.family} weights have no directory form as {target}"
         raise CheckpointError(f"{output}: has no suffix, and {rule}; name a .safetensors, .npz or .ckpt")
     own = source.tokenizer_path()
@@ -332,6 +348,11 @@ def export_file(
     integers = {rule.foreign for rule in naming.rules(config.model) if rule.ours in tables}
     tensors = naming.to_foreign(str(source.path), source.stored(), config.model)
     tensors = _announced(str(source.path), tensors, dtype, integers, say)
+    if in_parts:
+        megatron.write_parts(output, tensors, naming, config.model, tensor_parallel or 1)
+        if own:
+            say("tokenizer: stays behind, as Megatron's files have no place for it")
+        return output
     if output.suffix or naming.write_config is None:
         foreign.write_file(output, tensors)
         if own:

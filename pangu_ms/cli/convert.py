@@ -18,16 +18,16 @@ from pangu_ms.core.table import print_result, table_lines
 
 _DESCRIPTION = """\
 To a checkpoint of this package:
-  pangu convert FILE --from official|huggingface|mindformers --config NAME [model.field=value ...] --output DIR
+  pangu convert FILE --from official|huggingface|megatron|mindformers --config NAME [model.field=value ...] --output DIR
   pangu convert DIRECTORY --from huggingface --output DIR
-  pangu convert DIRECTORY --from mindformers --config NAME --output DIR
+  pangu convert DIRECTORY --from megatron|mindformers --config NAME [model.field=value ...] --output DIR
   pangu convert PARTS --from official --strategy FILE --config NAME [parallel.field=value ...] --output DIR
 From a checkpoint of this package:
-  pangu convert CHECKPOINT --to official|huggingface|mindformers --output FILE
-  pangu convert CHECKPOINT --to huggingface --output DIRECTORY
+  pangu convert CHECKPOINT --to official|huggingface|megatron|mindformers --output FILE
+  pangu convert CHECKPOINT --to huggingface|megatron --output DIRECTORY
   pangu convert CHECKPOINT --to gguf --output FILE.gguf
 
-FILE is one .ckpt, .npz or .safetensors.
+FILE is one .ckpt, .npz or .safetensors; also a .pt, .pth or .bin of torch.save, of which nothing is executed.
 PARTS is a directory with one part for each rank that saved them, as PanGu-alpha was released (filerted_0.ckpt to
 filerted_511.ckpt) or as MindSpore saves them (rank_0/NAME.ckpt, ...); the strategy file, which is published with them,
 says how they belong together. Tensors are read and written piece by piece. If the command is interrupted, the same one
@@ -37,6 +37,7 @@ DIRECTORY is what MindFormers wrote (iteration_N, or the output of a run), or a 
 .safetensors file, or several with an index. The config.json of the latter says which model it is, and its tokenizer is
 converted too. A DIRECTORY that is written also has these files, and generation_config.json. transformers can load it if
 the model is a LLaMA; it has no class for alpha, nor for pi with series activations or augmented shortcuts.
+Megatron's DIRECTORY holds tensor-parallel parts (mp_rank_00, ...) or a run with them; --tensor-parallel N writes N.
 Names and shapes must be exactly those of the configuration. Nothing is overwritten.
 A FILE says nothing about settings that change no shape, so a wrong number of heads (for pi also rope_theta,
 rms_norm_eps, siaf_position, ...) is not detected: check the result with a known prompt.
@@ -50,9 +51,9 @@ def build_parser() -> Parser:
     text = "with --from: file or Hugging Face directory of weights; with --to: run, checkpoint or step directory"
     parser.add_argument("input", type=Path, metavar="FILE|DIRECTORY|CHECKPOINT", help=text)
     direction = parser.add_mutually_exclusive_group(required=True)
-    text = "naming scheme of the input: official, huggingface or mindformers"
+    text = "naming scheme of the input: official, huggingface, megatron or mindformers"
     direction.add_argument("--from", dest="source", metavar="FORMAT", help=text)
-    text = "naming scheme to write: official, huggingface, mindformers or gguf"
+    text = "naming scheme to write: official, huggingface, megatron, mindformers or gguf"
     direction.add_argument("--to", dest="target", metavar="FORMAT", help=text)
     text = "with --from: directory without checkpoints; with --to: new .ckpt, .npz, .safetensors, .gguf or directory"
     parser.add_argument("--output", type=Path, help=text)
@@ -67,6 +68,8 @@ def build_parser() -> Parser:
     parser.add_argument("--md5", type=Path, metavar="FILE", help=text)
     text = "with --from: check names and shapes, show what becomes of each tensor, and write nothing"
     parser.add_argument("--dry-run", action="store_true", help=text)
+    text = "with --to megatron and a directory: number of tensor-parallel parts (default: 1)"
+    parser.add_argument("--tensor-parallel", type=int, metavar="N", help=text)
     which = parser.add_mutually_exclusive_group()
     text = (
         "with --from: tokenizer directory or vocab.model to copy into the checkpoint (default: the tokenizer of the"
@@ -170,6 +173,8 @@ def _source(parser: Parser, args: Namespace) -> tuple[RunConfig | None, Parts | 
         )
     if args.config is None and args.overrides:
         parser.error("overrides change a --config NAME, and none is given")
+    if args.tensor_parallel is not None:
+        parser.error("--tensor-parallel goes with --to: the number of parts that are read is found")
     config = load_config(args.config, args.overrides) if args.config else None
     if not args.strategy:
         if args.embeddings or args.md5:
@@ -188,12 +193,23 @@ def _export(parser: Parser, args: Namespace, say: Say) -> Path:
         parser.error("--to takes no --config, overrides, --tokenizer or --no-tokenizer: a checkpoint has its own")
     if args.strategy or args.embeddings or args.md5:
         parser.error("--strategy, --embeddings and --md5 go with --from")
+    if is_gguf and args.tensor_parallel is not None:
+        parser.error("--tensor-parallel goes with --to megatron")
     size = store.MAX_SHARD_BYTES
     if args.max_shard_size is not None:
-        if args.output.suffix or is_gguf:
-            parser.error("--max-shard-size is of a directory; name one, without a dot, as --output")
+        if args.output.suffix or is_gguf or args.target == "megatron":
+            parser.error("--max-shard-size is of a Hugging Face directory; name one, without a dot, as --output")
         try:
             size = parse_size(args.max_shard_size)
         except ValueError as error:
             parser.error(f"--max-shard-size {error}")
-    return export_file(args.input, args.target, args.output, args.dtype, size, say, not args.no_tokenizer)
+    return export_file(
+        args.input,
+        args.target,
+        args.output,
+        args.dtype,
+        size,
+        say,
+        with_tokenizer=not args.no_tokenizer,
+        tensor_parallel=args.tensor_parallel,
+    )

@@ -66,8 +66,8 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path, official, capsys):
             "position_embedding.embedding_table (6, 8) instead of (7, 8)",
         ),
         (
-            [*start, "--from", "megatron", *OVERRIDES],
-            "megatron: unknown format; alpha weights are known as official, huggingface, mindformers",
+            [*start, "--from", "nemo", *OVERRIDES],
+            "nemo: unknown format; alpha weights are known as official, huggingface, megatron, mindformers",
         ),
         ([*start, "--from", "huggingface", *OVERRIDES], "missing: transformer.wte.weight"),
         ([*start, "--from", "huggingface", *OVERRIDES], "belongs to these weights: --from official, and family alpha"),

@@ -156,7 +156,7 @@ def test_max_shard_size(tmp_path, capsys):
         assert error.value.code == 2 and "must be a size of at least one byte, such as 4GB" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         export(tmp_path / "x.safetensors", "--max-shard-size", "1GB")
-    assert "--max-shard-size is of a directory" in capsys.readouterr().err
+    assert "--max-shard-size is of a Hugging Face directory" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 

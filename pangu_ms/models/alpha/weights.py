@@ -1,8 +1,9 @@
-"""Foreign parameter names of PanGu-alpha. Source: specification A7.1 (official) and A7.3 (Hugging Face ports).
+"""Foreign parameter names of PanGu-alpha. Source: specification A7.1 (official), A7.3 (Hugging Face ports) and A7.4
+(Megatron).
 
 The official query, key and value are [out, in] (MindSpore Dense); its other matrices are [in, out] (class Mapping). The
-Hugging Face ports store torch Linear, [out, in] throughout, as we do. Their last block, h.{num_layers - 1}, is the
-query layer.
+Hugging Face ports and Megatron's store torch Linear, [out, in] throughout, as we do. The last block of the former,
+h.{num_layers - 1}, is the query layer; the latter count it apart, so that their num_layers is one less.
 
 A prefix such as `network.` is not stripped: no known release has one, and a name that is not in the table must be
 reported, not guessed.
@@ -40,6 +41,17 @@ _HUGGINGFACE_LAYER = [
     *norm("ffn_norm", "ln_2"),
     *linear("ffn.up", "mlp.c_fc"),
     *linear("ffn.down", "mlp.c_proj"),
+]
+
+_MEGATRON_LAYER = [
+    *norm("attention_norm", "input_layernorm"),
+    *linear("attention.query", "attention.query"),
+    *linear("attention.key", "attention.key"),
+    *linear("attention.value", "attention.value"),
+    *linear("attention.output", "attention.dense"),
+    *norm("ffn_norm", "post_attention_layernorm"),
+    *linear("ffn.up", "mlp.dense_h_to_4h"),
+    *linear("ffn.down", "mlp.dense_4h_to_h"),
 ]
 
 
@@ -152,6 +164,17 @@ def _huggingface(config: ModelConfig) -> list[Rule]:
     ]
 
 
+def _megatron(config: ModelConfig) -> list[Rule]:
+    model = "language_model"
+    return [
+        Rule("word_embedding.weight", f"{model}.embedding.word_embeddings.weight"),
+        Rule("position_embedding.weight", f"{model}.embedding.position_embeddings.weight"),
+        Rule("query_embedding.weight", f"{model}.topQueryEmbedding.top_query_embeddings.weight"),
+        *_layers(config, f"{model}.transformer.layers.{{}}", f"{model}.transformer.topQueryLayer", _MEGATRON_LAYER),
+        *norm("final_norm", f"{model}.transformer.final_layernorm"),
+    ]
+
+
 FORMATS = {
     "official": Format(
         _official,
@@ -186,6 +209,16 @@ FORMATS = {
         model_types=(_OURS, *_PORTS),
         read_config=read_config,
         write_config=write_config,
+    ),
+    "megatron": Format(
+        _megatron,
+        aliases=(
+            (r"(?:(?:model|module)\.)+(language_model\..+)", r"\1"),  # wrappers for float16 and data parallelism
+            (r"language_model\.encoder\.(.+)", r"language_model.transformer.\1"),  # since Megatron-LM 2.2
+            (r"(.+)\.self_attention\.(.+)", r"\1.attention.\2"),
+        ),
+        ignored=(r".+\._extra_state",),  # of Transformer Engine
+        tensor_parallel=True,
     ),
     "mindformers": MINDFORMERS,
 }

@@ -92,6 +92,8 @@ class Format:
     """Whether written files also contain the tied parameters."""
     npy_files: tuple[tuple[str, str], ...] = ()
     """(end of a file's name, canonical foreign name) of tensors that are published as .npy files of their own."""
+    tensor_parallel: bool = False
+    """Whether its directories hold tensor-parallel parts, which checkpoint/megatron.py reads and writes."""
     model_types: tuple[str, ...] = ()
     """Values of model_type in a config.json of the format; empty if the format has no config.json."""
     read_config: Callable[[str, dict[str, Any]], dict[str, Any]] | None = None
