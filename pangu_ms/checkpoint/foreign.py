@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pangu_ms.checkpoint import mindspore_shards, safetensors_file, store
+from pangu_ms.checkpoint import mindspore_shards, safetensors_file, store, torch_file
 from pangu_ms.checkpoint.lazy import InMemory, Readable, Stored
 from pangu_ms.checkpoint.sharded import whole
 from pangu_ms.core import files, small_json
@@ -138,7 +138,7 @@ def open_file(path: Path) -> Stored:
         CheckpointError: the suffix is unknown, or the file is missing, damaged or of another kind.
     """
     path = Path(path)
-    open_known, _ = _functions(path)
+    open_known = _open_torch if path.suffix in torch_file.SUFFIXES else _functions(path)[0]
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; name one file of weights")
     return open_known(path)
@@ -211,6 +211,11 @@ def _write_ckpt(path: Path, tensors: Given) -> None:
         return ms.Tensor(np.asarray(widened(array), order="C"), dtype=ms.bfloat16 if array.dtype == BFLOAT16 else None)
 
     ms.save_checkpoint([{"name": name, "data": tensor(array)} for name, array in _arrays(tensors)], str(path))
+
+
+def _open_torch(path: Path) -> Stored:
+    torch_file.verify(path)
+    return torch_file.index(path)
 
 
 def _open_npz(path: Path) -> Stored:
