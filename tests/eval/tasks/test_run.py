@@ -125,7 +125,7 @@ def test_a_run_that_was_killed_goes_on(tmp_path, data, tasks):
             self.left -= 1
             return found
 
-    for items in (0, 1, 5, 6, 7, 20, number - 1):
+    for items in (0, 6, 20, number - 1):
         directory, resumed = tmp_path / f"killed{items}", HashModel()
         with pytest.raises(Killed):
             run(directory, tasks, data, model=Dying(items))
