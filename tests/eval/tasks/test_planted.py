@@ -6,13 +6,9 @@ import random
 import pytest
 
 from pangu_ms.eval.tasks.catalog import find_tasks
-from pangu_ms.eval.tasks.encoding import Encoder
-from pangu_ms.eval.tasks.metrics import METRICS
-from pangu_ms.eval.tasks.prediction import Estimate
 from pangu_ms.eval.tasks.prompts import make_prompts
 from pangu_ms.eval.tasks.run import Settings, prepare
-from pangu_ms.eval.tasks.scorers import ask
-from tests.eval.tasks.planted import PlantedModel
+from tests.eval.tasks.planted import PlantedModel, estimate, gold_texts
 from tests.eval.tasks.published import BLANKS, FORMS
 
 ITEMS = 510
@@ -24,30 +20,6 @@ def items_of(name):
     if name == "cmrc2019":
         return ITEMS // BLANKS + 3
     return ITEMS if FORMS[name].chance or name in ("cmrc2018", "wplc") else 60
-
-
-def estimate(model, section):
-    """The first metric of a task."""
-    metric = METRICS[section.task.metrics[0]]
-    encoder = Encoder(section.task, model.tokenizer, model.window)
-    asked = list(ask(model, encoder, section.prompts))
-    assert len(asked) == len(section.prompts)
-    return Estimate.of(*zip(*(metric.item(one.prediction, one.prompt.gold) for one in asked)))
-
-
-def gold_texts(section):
-    """What a model reads where the right answer stands in its place."""
-    for prompt in section.prompts:
-        if section.task.type == "generation":
-            yield prompt.candidates[0].context + prompt.gold.answers[0] + "\n"
-        elif section.task.type == "assignment":
-            choices = len(prompt.candidates) // prompt.blanks
-            for blank, choice in enumerate(prompt.gold.assignment):
-                right = prompt.candidates[blank * choices + choice]
-                yield right.context + right.continuation
-        else:
-            right = prompt.candidates[max(prompt.gold.choice, 0)]
-            yield right.context + right.continuation
 
 
 @pytest.fixture(scope="module")
