@@ -36,6 +36,7 @@ setup(
     package_dir={"": ".", "pangu_run": "run/pangu_run", "pangu_ms.configs": "configs"},
     package_data={
         "pangu_ms.configs": ["*/*.yaml"],
+        "pangu_ms.eval.tasks": ["definitions/*.yaml"],
         "pangu_ms.mindformers": ["*.yaml"],
         "pangu_ms.serve": ["page/*", "templates/*"],
         "pangu_run": ["manifest/templates/*", "report/*.yaml"],

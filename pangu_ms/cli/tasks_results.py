@@ -76,10 +76,9 @@ def _print_columns(results: "list[Results]", args: Namespace) -> None:
     for key in dict.fromkeys(key for one in found for key in one):
         cells = []
         for one in found:
-            metric = one.get(key)
-            error = metric and metric["standard_error"]
-            text = shown(metric["value"]) if metric else "-"
-            cells.append(f"{text} +- {shown(error)}" if error is not None else text)
+            metric = one.get(key, {"value": None, "standard_error": None})
+            error = metric["standard_error"]
+            cells.append(shown(metric["value"]) + (f" +- {shown(error)}" if error is not None else ""))
         rows.append((*key, *cells))
     _print(("task", "shots", "metric", *map(str, args.directories)), rows, "<><" + ">" * len(results), args.format)
 
@@ -135,7 +134,7 @@ def _compare(args: Namespace) -> int:
     if args.json:
         print_json(found, ensure_ascii=False)
         return 0
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for one in found:
         if "reason" in one:
             rows.append((one["section"], one["metric"], one["reason"]))

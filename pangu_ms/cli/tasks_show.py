@@ -44,13 +44,13 @@ def _list(args: Namespace) -> int:
     from pangu_ms.eval.tasks.task import read_task, task_to_dict
 
     found = [read_task(path) for path in task_files(args.task_file).values()]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for task in found:
         files = task.data.splits[task.data.evaluate].files
         shots = str(task.shots.few or "-")
-        rows.append((task.name, task.type, task.metrics[0], shots, task.source, files[0] if files else "-"))
+        rows.append((task.name, task.type, task.metrics[0], shots, files[0] if files else "-", task.source))
         rows += [(f"  @{name}",) for name in task.variants]
-    lines = table_lines(("task", "type", "score", "few", "prompt from", "data file"), rows, "<<<><<")
+    lines = table_lines(("task", "type", "score", "few", "data file", "prompt from"), rows, "<<<><<")
     print_result([task_to_dict(task) for task in found], "\n".join(lines), args.json)
     return 0
 

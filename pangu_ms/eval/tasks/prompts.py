@@ -243,8 +243,9 @@ def make_prompts(
     prompts = []
     for index in range(len(rows)) if indices is None else indices:
         item = _Item(task, rows[index], index, f"{task.name}: item {index + 1}")
+        shown_before = demonstrations.before(index)
         try:
-            prompts.append(item.prompt(demonstrations.before(index)))
+            prompts.append(item.prompt(shown_before))
         except DataError as error:
             raise DataError(f"{item.place}: {error}") from None
     return prompts
@@ -293,7 +294,8 @@ class _Demonstrations:
             try:
                 self._texts[index] = item.demonstration()
             except DataError as error:
-                raise DataError(f"demonstration from item {index + 1} of {self.task.shots.split}: {error}") from None
+                place = f"{self.task.name}: demonstration from item {index + 1} of {self.task.shots.split}"
+                raise DataError(f"{place}: {error}") from None
         return self._texts[index]
 
 

@@ -7,6 +7,7 @@ the item; {{ and }} are braces.
 
 import dataclasses
 import difflib
+import functools
 import typing
 from collections.abc import Mapping
 from dataclasses import field
@@ -234,7 +235,7 @@ class Task:
     published: dict[str, Scores] = field(default_factory=dict)
     """metric -> size -> scores with no, one and few demonstrations, as published; null where there is none."""
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """name -> fields that replace those above; mappings are merged."""
+    """name -> fields that replace those above; mappings are merged, null stands for the field's default."""
 
     def __post_init__(self) -> None:
         scored = self.type != "generation"
@@ -292,17 +293,29 @@ def task_to_dict(task: Task) -> dict[str, Any]:
     return dataclasses.asdict(task)
 
 
+@functools.cache
+def _validator() -> TypeAdapter[Task]:
+    return TypeAdapter(Task)
+
+
 def _validated(tree: dict[str, Any], where: str) -> Task:
     try:
-        return TypeAdapter(Task).validate_python(tree)
+        return _validator().validate_python(tree)
     except ValidationError as error:
         reasons = dict.fromkeys(_explain(item) for item in error.errors())
         raise ConfigError(f"{where}: {'; '.join(reasons)}") from None
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    both = {key for key in over if isinstance(over[key], dict) and isinstance(base.get(key), dict)}
-    return base | {key: _merged(base[key], over[key]) if key in both else over[key] for key in over}
+    merged = dict(base)
+    for key, value in over.items():
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, dict) and isinstance(base.get(key), dict):
+            merged[key] = _merged(base[key], value)
+        else:
+            merged[key] = value
+    return merged
 
 
 def _explain(item: ErrorDetails) -> str:

@@ -192,5 +192,5 @@ def test_a_task_without_demonstrations(tmp_path):
 
 def test_a_wrong_demonstration_is_named(tmp_path):
     task = task_of(tmp_path, CHOICE)
-    with pytest.raises(DataError, match="colour: item 1: demonstration from item 1 of train: template"):
+    with pytest.raises(DataError, match="colour: demonstration from item 1 of train: template"):
         make_prompts(task, DEV, 1, 0, [{"label": 0}])

@@ -1,0 +1,62 @@
+"""Needle in a haystack: what the items are made of."""
+
+import json
+
+import pytest
+
+from pangu_ms.core.errors import ConfigError, DataError
+from pangu_ms.eval.tasks.catalog import DEFINITIONS
+from pangu_ms.eval.tasks.needle import needle
+from pangu_ms.eval.tasks.task import read_task
+
+OPTIONS = read_task(DEFINITIONS / "needle.yaml").data.options
+
+
+def test_the_sentence_stands_once_at_its_depth_in_a_text_of_the_length():
+    rows = needle(**OPTIONS)
+    assert len(rows) == len({row["context"] for row in rows}) == 75
+    for row in rows:
+        text, place = row["context"], row["question"][:2]
+        told = f"{place}的暗号是{row['answer']}。"
+        assert text.count("的暗号是") == text.count(told) == 1
+        assert row["choices"][row["label"]] == row["answer"] and len(set(row["choices"])) == 4
+        assert abs(len(text) - row["length"]) <= 25
+        rest = len(text) - len(told)
+        assert abs(text.index(told) - row["depth"] / 100 * rest) <= 15
+    assert {row["label"] for row in rows} == {0, 1, 2, 3}
+
+
+def test_items_depend_on_the_seed_alone():
+    assert needle(**OPTIONS) == needle(**OPTIONS)
+    assert needle(**OPTIONS)[0]["context"] != needle(**OPTIONS | {"seed": 1})[0]["context"]
+    # Those of a length stay what they are when other lengths are asked for too.
+    assert needle(**OPTIONS | {"lengths": [512]}) == [row for row in needle(**OPTIONS) if row["length"] == 512]
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_texts_of_a_corpus(tmp_path, lines):
+    text = "".join(f"第{number}句话说得很长很长，也没有什么意思。" for number in range(60)) + "西桥的暗号是苹果。"
+    path = tmp_path / "needle.txt"
+    path.write_text(json.dumps({"text": text}, ensure_ascii=False) if lines else text, encoding="utf-8")
+    rows = needle(path, **OPTIONS)
+    assert all(row["context"].count("的暗号是") == 1 and "句话说得" in row["context"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [("太短。", "its sentences have 3 characters"), ('{"texts": 1}', "no field text"), ("{", "Expecting")],
+)
+def test_a_corpus_that_cannot_be_used(tmp_path, content, words):
+    path = tmp_path / "needle.txt"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=words):
+        needle(path, **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"lengths": []}, {"lengths": "long"}, {"depths": [101]}, {"items": 0}, {"words": ["甲", "乙"]}, {"places": [1]}],
+)
+def test_wrong_options_are_named(wrong):
+    with pytest.raises(ConfigError, match=f"data.options.{next(iter(wrong))}="):
+        needle(**OPTIONS | wrong)
