@@ -27,8 +27,13 @@ from pangu_ms.data.tokenizer import Tokenizer
 BUNDLED = ("openpangu", "plain")
 _TURN = ("[unused9]", "[unused10]")  # begin and end of a turn of openPangu
 _THINKING = (("[unused16]", "[unused17]"), ("<think>", "</think>"))  # openPangu; others
-Thinking = tuple[int, int]
-"""Tokens at the beginning and at the end of a reasoning."""
+_CALLS = (  # openPangu 1, openPangu 2; others
+    ("[unused11]", "[unused12]"),
+    ("<|tool_call_start|>", "<|tool_call_end|>"),
+    ("<tool_call>", "</tool_call>"),
+)
+Marks = tuple[int, int]
+"""Tokens at the beginning and at the end of a reasoning, or of calls of tools."""
 
 
 class TemplateError(GenerationError):
@@ -43,6 +48,7 @@ class ChatTemplate:
         takes_tools: whether it shows tools to the model.
         stop_ids: tokens that end an answer, besides those of the tokenizer.
         thinking: the tokens around a reasoning, or None.
+        calls: the tokens around calls of tools, which are JSON, or None.
     """
 
     def __init__(self, source: str, tokenizer: Tokenizer, where: str):
@@ -74,8 +80,14 @@ class ChatTemplate:
         }
         ends = (sep if "end_of_turn" in names else "", _TURN[1] if _TURN[1] in source else "")
         self.stop_ids = tuple(self._markers[end] for end in ends if end in self._markers)
-        known = [pair for pair in _THINKING if all(piece in self._markers for piece in pair)]
-        self.thinking: Thinking | None = (self._markers[known[0][0]], self._markers[known[0][1]]) if known else None
+        self.thinking, self.calls = self._first_known(_THINKING), self._first_known(_CALLS)
+
+    def _first_known(self, pairs: Sequence[tuple[str, str]]) -> Marks | None:
+        """The first of the pairs that the vocabulary has."""
+        for begin, end in pairs:
+            if begin in self._markers and end in self._markers:
+                return self._markers[begin], self._markers[end]
+        return None
 
     def encode(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None, generate: bool = True
