@@ -84,7 +84,7 @@ def export_parser() -> Parser:
     tasks_options.add_prompts(parser)
     text = "leave out tasks whose data file is missing, instead of stopping before the first one"
     parser.add_argument("--skip-missing", action="store_true", help=text)
-    text = "leave out demonstrations for which the context of this model has no room, as `pangu tasks run` does"
+    text = "leave out demonstrations and items for which the context of this model has no room"
     parser.add_argument("--fit", type=Path, metavar="CHECKPOINT", help=text)
     options.add_new_directory(parser, "--output", "new directory, for --include-path", required=True)
     options.add_json(parser)
@@ -150,7 +150,7 @@ def _table(rows: list[tuple[str, str, str, str, str]]) -> list[str]:
 def _export(args: Namespace) -> int:
     sections, notes = tasks_options.sections(args, args.tasks, args.skip_missing)
 
-    from pangu_ms.eval.harness_export import export_sections
+    from pangu_ms.eval.harness_export import TAG, export_sections
 
     fit = None
     if args.fit:
@@ -159,8 +159,8 @@ def _export(args: Namespace) -> int:
 
         checkpoint = open_checkpoint(args.fit)
         fit = load_tokenizer(checkpoint), checkpoint.config().model.seq_length
-    exported, refused = export_sections(sections, fit)
-    for note in (*notes, *refused):
+    exported, said = export_sections(sections, fit)
+    for note in (*notes, *said):
         tell(f"pangu harness: {note}")
     if not exported:
         raise ConfigError("--tasks: none of them can be exported")
@@ -171,8 +171,7 @@ def _export(args: Namespace) -> int:
         (one.name, f"{len(one.rows):,}", one.score, f"{one.left_out:,}" if one.left_out else "") for one in exported
     ]
     lines = table_lines(("task of lm-eval", "items", "score", "unlabelled, left out"), rows, "<><>")
-    names = ",".join(one.name for one in exported)
-    lines.append(f"score a model: pangu harness run MODEL --include-path {args.output} --tasks {names}")
+    lines.append(f"score a model on all: pangu harness run MODEL --include-path {args.output} --tasks {TAG}")
     found = {one.name: {"items": len(one.rows), "score": one.score, "left_out": one.left_out} for one in exported}
-    print_result({"tasks": found, "refused": refused}, "\n".join(lines), args.json)
+    print_result({"tasks": found, "notes": [*notes, *said]}, "\n".join(lines), args.json)
     return 0

@@ -28,6 +28,8 @@ TOKEN_ACCURACY = "acc_tokens"
 """The accuracy by mean log-likelihoods of tokens, which `pangu harness run` adds to lm-eval's measures."""
 TOKEN_PERPLEXITY = "token_perplexity"
 """Likewise e to the mean loss of a token."""
+TAG = "pangu_tasks"
+"""Names all exported tasks of a directory for lm-eval."""
 _RESULTS = """\
 from pangu_ms.eval.harness_export import results_of
 
@@ -67,6 +69,7 @@ class ExportedTask:
         data = directory.resolve() / f"{self.name}.jsonl"
         config = {
             "task": self.name,
+            "tag": TAG,
             "dataset_path": "json",  # a loader of the package datasets
             "dataset_kwargs": {"data_files": {"test": str(data)}},
             "test_split": "test",
@@ -83,26 +86,35 @@ class ExportedTask:
 def export_sections(
     sections: Sequence[Section], fit: tuple[Tokenizer, int] | None = None
 ) -> tuple[list[ExportedTask], list[str]]:
-    """Sections as tasks of lm-eval, and why others cannot be.
+    """Sections as tasks of lm-eval, and notes for people: why others cannot be, and what is left out.
 
     Args:
         sections: see `run.prepare`.
-        fit: tokenizer and window of a model, for which demonstrations without room are left out.
+        fit: tokenizer and window of a model, for which demonstrations without room are left out, and items that would
+            have to be cut all the same.
     """
-    exported, refused = list[ExportedTask](), list[str]()
+    exported, notes = list[ExportedTask](), list[str]()
     for section in sections:
         if fit:
-            encoder = Encoder(section.task, *fit, section.seed or 0)
-            section = dataclasses.replace(section, prompts=[_fitting(one, encoder) for one in section.prompts])
+            fitting = _fitting(section, *fit)
+            if left_out := len(section.prompts) - len(fitting):
+                notes.append(f"{section.name}: {left_out:,} items are left out, for which {fit[1]} tokens have no room")
+            section = dataclasses.replace(section, prompts=fitting)
         try:
             exported.append(export_section(section))
         except ConfigError as error:
-            refused.append(str(error))
-    return exported, refused
+            notes.append(str(error))
+    return exported, notes
 
 
-def _fitting(prompt: Prompt, encoder: Encoder) -> Prompt:
-    return dataclasses.replace(prompt, demonstrations=prompt.demonstrations[: encoder.encode(prompt).shots])
+def _fitting(section: Section, tokenizer: Tokenizer, window: int) -> list[Prompt]:
+    """Prompts as a model of this window reads them."""
+    encoder, found = Encoder(section.task, tokenizer, window, section.seed or 0), []
+    for prompt in section.prompts:
+        encoded = encoder.encode(prompt)
+        if not encoded.cut_tokens:
+            found.append(dataclasses.replace(prompt, demonstrations=prompt.demonstrations[: encoded.shots]))
+    return found
 
 
 def export_section(section: Section) -> ExportedTask:
@@ -115,7 +127,7 @@ def export_section(section: Section) -> ExportedTask:
     labelled = [prompt for prompt in section.prompts if prompt.gold is not None]
     if not labelled:
         raise ConfigError(
-            f"{task.name}: no item has a gold label; lm-eval scores labelled items only; name another split"
+            f"{task.name}: no item with a gold label is left; lm-eval scores no others; name another split"
         )
     form = _FORMS[task.type](section, labelled)
     config = form.config | {

@@ -9,12 +9,14 @@ import dataclasses
 import difflib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 from lm_eval import simple_evaluate
 from lm_eval.api.metrics import mean, weighted_perplexity
@@ -181,7 +183,8 @@ def run(
     seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
     arguments = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     arguments |= dict.fromkeys(seeds, arguments.pop("seed"))
-    with _one_process():
+    datasets.disable_progress_bars()
+    with _environment(), redirect_stdout(sys.stderr):  # lm-eval and tasks print
         try:
             found = simple_evaluate(
                 lm,
@@ -203,19 +206,25 @@ def _hint(message: str) -> str:
     return "; add --confirm-run-unsafe-code if you want that" if "unsafe" in message else ""
 
 
+_ENVIRONMENT = {
+    "DISABLE_MULTIPROC": "1",  # lm-eval resamples in forked processes, in which MindSpore's threads are missing
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",  # it would say that there is no torch
+}
+
+
 @contextmanager
-def _one_process() -> Iterator[None]:
-    """lm-eval resamples in forked processes, in which MindSpore's threads are missing."""
-    name = "DISABLE_MULTIPROC"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
+def _environment() -> Iterator[None]:
+    """Settings of lm-eval and its packages that are variables of the environment."""
+    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
+    os.environ |= _ENVIRONMENT
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _add_measure(task: Any) -> None:

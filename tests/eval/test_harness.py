@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -10,11 +11,13 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from pangu_ms.cli import harness
 from pangu_ms.cli.main import main
 from pangu_ms.core.errors import DataError, GenerationError
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.eval.tasks.encoding import encode_parts
 from pangu_ms.infer.scoring import Item
+from pangu_ms.serve.chat_template import load_chat_template
 from tests.eval.toy import Toy
 
 pytest.importorskip("lm_eval")
@@ -206,8 +209,8 @@ def both_ways(toy, data, tmp_path, names, shots=(0,), seeds=(0,)):
     """(scores of our runner, results of lm-eval) by the name of lm-eval's task, and exported tasks."""
     tasks = [made_task(tmp_path, name, TASKS[name]) for name in names]
     sections, _ = prepare(tasks, TaskSettings(tuple(shots), tuple(seeds)), data)
-    exported, refused = export_sections(sections, (toy.tokenizer, toy.window))
-    assert not refused
+    exported, notes = export_sections(sections, (toy.tokenizer, toy.window))
+    assert not notes
     (tmp_path / "lm_eval").mkdir()
     for one in exported:
         one.write(tmp_path / "lm_eval")
@@ -280,7 +283,7 @@ def test_what_lm_eval_cannot_express_is_said(data, tmp_path):
     }
     assert "all blanks of an item are filled at once" in refusal(tmp_path, tmp_path, "blanks", **blanks)
     (tmp_path / "dev.json").write_text(json.dumps({"id": 0, "sentence": "def"}) + "\n")
-    assert "no item has a gold label" in refusal(tmp_path, tmp_path, "unlabelled", **TASKS["label"])
+    assert "no item with a gold label is left" in refusal(tmp_path, tmp_path, "unlabelled", **TASKS["label"])
 
 
 # lm-eval's own tasks --------------------------------------------------------------------------------------------------
@@ -345,3 +348,64 @@ def test_without_the_extra_the_command_says_how_to_get_it(monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "pangu_ms.eval.harness_run", raising=False)
     assert main(["harness", "run", "nowhere", "--tasks", "x"]) == 2
     assert 'pip install "pangu-ms[eval]"' in capsys.readouterr().err
+
+
+def test_the_command_exports_and_scores(toy, data, own_tasks, tmp_path, monkeypatch, capsys):
+    """Options are spelt as lm-eval spells them, too."""
+    made_task(tmp_path, "behind", TASKS["behind"])
+    made_task(tmp_path, "unlabelled", CHOICE | {"context": "{choice}", "continuation": "{sentence}", "gold": "none"})
+    files = [f"--task-file={tmp_path}/{name}.yaml" for name in ("behind", "unlabelled")]
+    output = tmp_path / "lm_eval"
+    words = ["--tasks", "behind,unlabelled", "--task_data", str(data), "--shots", "0,2", "--limit", "4"]
+    assert main(["harness", "export", *words, *files, "--output", str(output)]) == 0
+    told = capsys.readouterr()
+    assert "pangu_behind_2_shot_seed0      4  acc_tokens" in told.out and "--tasks pangu_tasks" in told.out
+    assert "unlabelled: no item with a gold label is left" in told.err
+    monkeypatch.setattr(harness, "open_model", lambda args: toy)
+    words = ["model", "--tasks", "pangu_tasks", "--include_path", str(output), "--log_samples", "--bootstrap_iters=0"]
+    assert main(["harness", "run", *words, "--output", str(tmp_path / "found")]) == 0
+    told = capsys.readouterr()
+    assert re.search(r"pangu_behind_0_shot +0 +acc_tokens +0\.\d{4}", told.out)
+    results = json.loads((tmp_path / "found/results.json").read_text())
+    assert results["config"]["model"] == "toy" and results["n-samples"]["pangu_behind_0_shot"]["effective"] == 4
+    samples = (tmp_path / "found/samples_pangu_behind_2_shot_seed0.jsonl").read_text().splitlines()
+    assert len(samples) == 4 and json.loads(samples[0])["acc_tokens"] in (0.0, 1.0)
+    assert main(["harness", "run", "model", "--tasks", "one", "--include-path", str(own_tasks), "--json"]) == 0
+    assert "acc_tokens,none" in json.loads(capsys.readouterr().out)["results"]["one"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--log-samples"], "--log-samples: needs --output DIR"),
+        (["--limit", "-1"], "--limit -1: must be a whole number of items"),
+        (["--limit", "2.5"], "--limit 2.5: must be a whole number of items"),
+        (["--num-fewshot", "-1"], "--num-fewshot -1: must not be negative"),
+        (["--fewshot-as-multiturn"], "needs --apply-chat-template"),
+    ],
+)
+def test_options_that_cannot_be(toy, own_tasks, monkeypatch, capsys, words, message):
+    monkeypatch.setattr(harness, "open_model", lambda args: toy)
+    assert main(["harness", "run", "model", "--tasks", "one", "--include-path", str(own_tasks), *words]) == 2
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1
+
+
+def test_a_chat_template_makes_the_prompts(toy, own_tasks, monkeypatch, capsys):
+    asked = []
+    chat = load_chat_template("plain", toy.tokenizer)
+    original = toy.score
+    monkeypatch.setattr(toy, "score", lambda items, on_scored: asked.append(items) or original(items, on_scored))
+    run(toy, ["one"], task_manager(["one"], own_tasks), Settings(limit=1), chat, progress=False)
+    before, scored = asked[0][0].pairs[0]
+    text = [{"role": "user", "content": "print(0) gives"}]
+    assert [*before, *scored] == chat.encode_prompt(chat.render(text) + "alpha")
+    assert tuple(chat.encode_prompt(chat.render(text))) == chat.encode(text)
+
+
+def test_a_run_goes_on_with_the_answers_that_a_cache_has(toy, own_tasks, tmp_path):
+    manager, settings = task_manager(["one"], own_tasks), Settings(limit=2, use_cache=str(tmp_path / "cache"))
+    first = run(toy, ["one"], manager, settings, progress=False).results["results"]
+    asked = toy.asked
+    again = run(toy, ["one"], task_manager(["one"], own_tasks), settings, progress=False).results["results"]
+    assert again == first and toy.asked == asked

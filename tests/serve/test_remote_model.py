@@ -31,7 +31,7 @@ def remote(server):
 
 
 def items(tokenizer):
-    long = tokenizer.encode("    return beta + 1\n" * 40)
+    (long,) = tokenizer.encode_batch(["    return beta + 1\n" * 40])
     pairs = [tuple(encode_parts(tokenizer, *pair)[:2] for pair in each(one)) for one in TEXTS]
     return [*(Item(one) for one in pairs), Item(((tuple(long[:-3]), tuple(long[-3:])),))]
 
