@@ -11,7 +11,7 @@ from pangu_ms.cli.evaluated_model import EXTRA, add_model, is_url, open_model
 from pangu_ms.core import runtime
 from pangu_ms.core.console import tell
 from pangu_ms.core.errors import ConfigError, GenerationError
-from pangu_ms.core.parser import Parser
+from pangu_ms.core.parser import TEXT, Parser
 from pangu_ms.core.table import print_result, table_lines
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ def run_parser() -> Parser:
     parser.add_argument("--num-fewshot", type=int, metavar="N", help=text)
     text = "first items of each task that are asked: a number, or a share below 1 (default: all)"
     parser.add_argument("--limit", type=float, metavar="N", help=text)
+    text = "what stands between prompt and answer, in place of each task's own, which is a space in most; may be empty"
+    parser.add_argument("--target-delimiter", metavar=TEXT, help=text)
     text = "settings of continuations that replace those of the tasks, such as temperature=0.8,top_p=0.9"
     parser.add_argument("--gen-kwargs", metavar="NAME=VALUE,...", help=text)
     text = "put the prompts into the model's chat template; perhaps its file, or the name of a bundled one"
@@ -104,6 +106,7 @@ def _run(args: Namespace) -> int:
         raise GenerationError(f"lm-eval is not there; {EXTRA}") from None
     names = [name for name in args.tasks.split(",") if name]
     manager = task_manager(names, args.include_path)
+    manager.target_delimiter = args.target_delimiter
     model = open_model(args)
     settings = Settings(
         num_fewshot=args.num_fewshot,

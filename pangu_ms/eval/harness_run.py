@@ -99,7 +99,13 @@ class Found:
 
 
 class Tasks(TaskManager):
-    """lm-eval's tasks, which say in one line what cannot be loaded, and have measures by tokens."""
+    """lm-eval's tasks, which say in one line what cannot be loaded, and have measures by tokens.
+
+    Attributes:
+        target_delimiter: what stands between context and answer, in place of what the tasks say; None leaves that.
+    """
+
+    target_delimiter: str | None = None
 
     def load(self, task_list: Any) -> Any:
         """See TaskManager."""
@@ -113,6 +119,9 @@ class Tasks(TaskManager):
             raise ConfigError(f"--tasks: {error}; name it once") from None
         for task in loaded["tasks"].values():
             _add_measure(task)
+            if self.target_delimiter is not None and isinstance(task, ConfigurableTask):
+                task.set_config("target_delimiter", self.target_delimiter)
+                task.fewshot_cfg.target_delimiter = self.target_delimiter
         for group in loaded["groups"].values():
             _add_group_measure(group)
         return loaded
@@ -132,8 +141,13 @@ class Tasks(TaskManager):
 
 
 def task_manager(names: Sequence[str], include_path: Path | None = None, defaults: bool = True) -> Tasks:
-    """A manager that knows the named tasks. lm-eval's own, which are thousands of files, are read only if some task is
-    not in `include_path`.
+    """A manager that knows the named tasks.
+
+    Args:
+        names: of tasks, groups and tags.
+        include_path: directory with task files of the user.
+        defaults: whether there are lm-eval's own tasks, too. Their thousands of files are read only if a task is not in
+            `include_path`.
 
     Raises:
         DataError: there is no such task or directory.

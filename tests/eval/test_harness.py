@@ -322,6 +322,19 @@ def test_accuracy_by_mean_log_likelihoods_is_a_measure_of_every_choice(toy, own_
     assert math.isfinite(results["acc_tokens_stderr,none"])
 
 
+@pytest.mark.parametrize("delimiter", [None, "", ": "])
+def test_the_delimiter_of_a_task_can_be_replaced(toy, own_tasks, monkeypatch, delimiter):
+    """C-Eval and CMMLU have a space there, which Chinese has not."""
+    asked, original, manager = [], toy.score, task_manager(["one"], own_tasks)
+    manager.target_delimiter = delimiter
+    monkeypatch.setattr(toy, "score", lambda items, on_scored: asked.extend(items) or original(items, on_scored))
+    run(toy, ["one"], manager, Settings(limit=2, num_fewshot=1), progress=False)
+    text = toy.tokenizer.decode([token for part in asked[0].pairs[0] for token in part])
+    between = " " if delimiter is None else delimiter
+    shown, item = text.split("\n\n")
+    assert item == f"print(0) gives{between}alpha" and re.fullmatch(rf"print\((\d)\) gives{between}\1", shown)
+
+
 def test_groups_have_it_too(toy, own_tasks):
     found = run(toy, ["both"], task_manager(["both"], own_tasks), Settings(limit=3), progress=False)
     one, both = found.results["results"]["one"], found.results["results"]["both"]
