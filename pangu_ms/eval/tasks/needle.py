@@ -6,7 +6,7 @@ the word. Each item has other places, words and filler, all of which depend on t
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,17 @@ def needle(
                     }
                 )
     return rows
+
+
+def grid(records: Iterable[Mapping[str, Any]]) -> dict[tuple[int, float], tuple[float, int]]:
+    """(share of right answers, items) of each (length, depth), from the records of a run: the lines of its
+    records/needle_0-shot.jsonl."""
+    right: dict[tuple[int, float], list[float]] = {}
+    for record in records:
+        length, depth, _ = record["id"].split("-")
+        (value, _), *_ = record["values"].values()
+        right.setdefault((int(length), float(depth)), []).append(value)
+    return {cell: (sum(values) / len(values), len(values)) for cell, values in right.items()}
 
 
 def _require_numbers(**options: tuple[Sequence[float], float, float]) -> None:

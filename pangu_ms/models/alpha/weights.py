@@ -120,6 +120,11 @@ FORMATS = {
             r"(adam_m|adam_v|accu_grads)\..+",  # optimizer and accumulated gradients
             r"epoch_num|step_num|global_step|loss_scale",
         ),
+        npy_files=(
+            ("top_query_embedding.npy", "backbone.top_query_embedding.embedding_table"),
+            ("word_embedding.npy", "backbone.embedding.word_embedding.embedding_table"),
+            ("position_embedding.npy", "backbone.embedding.position_embedding.embedding_table"),
+        ),
     ),
     "huggingface": Format(
         _huggingface,

@@ -6,7 +6,7 @@ import pytest
 
 from pangu_ms.core.errors import ConfigError, DataError
 from pangu_ms.eval.tasks.catalog import DEFINITIONS
-from pangu_ms.eval.tasks.needle import needle
+from pangu_ms.eval.tasks.needle import grid, needle
 from pangu_ms.eval.tasks.task import read_task
 
 OPTIONS = read_task(DEFINITIONS / "needle.yaml").data.options
@@ -60,3 +60,13 @@ def test_a_corpus_that_cannot_be_used(tmp_path, content, words):
 def test_wrong_options_are_named(wrong):
     with pytest.raises(ConfigError, match=f"data.options.{next(iter(wrong))}="):
         needle(**OPTIONS | wrong)
+
+
+def test_scores_by_length_and_depth():
+    records = [
+        {"id": f"{length}-{depth}-{i}", "values": {"accuracy": [float(length == 256), 1.0]}}
+        for length in (256, 512)
+        for depth in ("0", "12.5")
+        for i in range(3)
+    ]
+    assert grid(records) == {(256, 0): (1, 3), (256, 12.5): (1, 3), (512, 0): (0, 3), (512, 12.5): (0, 3)}

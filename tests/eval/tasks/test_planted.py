@@ -19,8 +19,10 @@ ITEMS = 510
 
 
 def items_of(name):
-    """A passage of CMRC2019 has several blanks."""
-    return ITEMS // BLANKS + 3 if name == "cmrc2019" else ITEMS
+    """A passage of CMRC2019 has several blanks. One generation task stands for all."""
+    if name == "cmrc2019":
+        return ITEMS // BLANKS + 3
+    return ITEMS if FORMS[name].chance or name in ("cmrc2018", "wplc") else 60
 
 
 def estimate(model, section):
@@ -68,7 +70,14 @@ def sections(tmp_path_factory):
     return both
 
 
-@pytest.mark.parametrize("name", [name for name in FORMS if name != "wplc"])
+SLOW = ("iflytek", "afqmc", "eprstmt")
+"""Of these types there is another task."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in FORMS if name != "wplc"],
+)
 def test_a_planted_model_is_right_with_gold_and_at_chance_without(sections, name):
     gold, shuffled = sections(name)
     model = PlantedModel(gold_texts(gold))
@@ -76,7 +85,7 @@ def test_a_planted_model_is_right_with_gold_and_at_chance_without(sections, name
     assert estimate(model, gold).mean > 0.95
     found, chance = estimate(model, shuffled), FORMS[name].chance
     if gold.task.type == "generation":
-        assert found.mean < (0.2 if gold.task.metrics[0] == "rouge_1" else 0.01)
+        assert found.mean < (0.2 if gold.task.metrics[0] == "rouge_1" else 0.02)
     else:
         assert abs(found.mean - chance) <= 2 * found.standard_error
 
