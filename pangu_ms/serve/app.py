@@ -334,6 +334,9 @@ def _card(model: ServedModel) -> ModelCard:
         created=model.created,
         max_model_len=model.shape.max_length,
         domains=list(model.domains.names),
+        vocab_size=model.tokenizer.vocab_size,
+        eod_token_id=model.tokenizer.eod_id,
+        unk_token_id=model.tokenizer.unk_id,
     )
 
 

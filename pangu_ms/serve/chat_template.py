@@ -113,15 +113,34 @@ class ChatTemplate:
         )
         for safe, message in zip(protected["messages"], messages):
             safe["role"] = message["role"]  # templates compare it; the server has checked it
+        text = self._rendered(protected, generate)
+        return (*self._with_first(self._ids(text, guard)),)
+
+    def render(self, messages: Sequence[Mapping[str, Any]], generate: bool = True) -> str:
+        """The text of a chat whose texts are trusted, such as those of a benchmark, for `encode_prompt`: special pieces
+        are spelt out, and a text may spell one.
+
+        Raises:
+            TemplateError: the template does not take such messages.
+        """
+        return self._rendered({"messages": [dict(message) for message in messages], "tools": None}, generate)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a text that `render` made, or of the beginning of one."""
+        return self._with_first(self._ids(text, ""))
+
+    def _with_first(self, ids: list[int]) -> list[int]:
+        """Ids that begin as every prompt of the model does."""
+        first = self._tokenizer.first_ids
+        return ids if tuple(ids[: len(first)]) == first else [*first, *ids]
+
+    def _rendered(self, variables: Mapping[str, Any], generate: bool) -> str:
         try:
-            text = self._template.render(**protected, **self._variables, add_generation_prompt=generate)
+            return self._template.render(**variables, **self._variables, add_generation_prompt=generate)
         except TemplateError:
             raise
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             raise TemplateError(f"messages: the model's chat template does not take them: {error}") from None
-        ids = self._ids(text, guard)
-        first = self._tokenizer.first_ids
-        return (*ids,) if tuple(ids[: len(first)]) == first else (*first, *ids)
 
     def _guarded(self, guard: str) -> Callable[[str], str]:
         """A function that protects a client's text. White space at its ends stays outside, where templates strip it."""

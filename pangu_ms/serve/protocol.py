@@ -386,7 +386,7 @@ class ErrorAnswer(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """A model of the server; the last two fields are an extension."""
+    """A model of the server; the fields below `owned_by` are an extension."""
 
     id: str
     object: str = "model"
@@ -394,6 +394,9 @@ class ModelCard(BaseModel):
     owned_by: str = "pangu-ms"
     max_model_len: int
     domains: list[str] = []
+    vocab_size: int
+    eod_token_id: int
+    unk_token_id: int
 
 
 class ModelList(BaseModel):
