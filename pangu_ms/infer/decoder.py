@@ -89,6 +89,8 @@ class Decoder:
             caches: the parameters of `graph` that hold keys and values, slot after slot.
         """
         self.graph, self.shape, self.domains, self.caches = graph, shape, domains, caches
+        self.with_kernels = False
+        """Whether the graph is that of a package which calls the package's own kernels."""
         self._repeat: Callable[..., Any] | None = None
         self.lengths = np.zeros(shape.batch_size, np.int32)
         self._domain_of_slot = np.zeros(shape.batch_size, np.int32)

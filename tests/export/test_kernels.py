@@ -15,6 +15,7 @@ from pangu_ms.core.protobuf import content, fields, message_field
 from pangu_ms.export import kernels
 from pangu_ms.export.graph_file import MODEL_PRIMITIVES, External, GraphFile
 from pangu_ms.export.package import Package
+from pangu_ms.infer.answers import AnswerFile
 from tests.export.common import attribute, copy_of, load_packages_once, replay_in_this_process, reseal
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
@@ -116,6 +117,34 @@ def test_without_a_compiler_the_package_runs_with_one_warning(package, tmp_path,
     assert len(caplog.messages) == 1 and caplog.messages[0].startswith("no-such-compiler: no such C++ compiler")
 
 
+def test_a_file_of_answers_says_whether_kernels_computed_it(package, tmp_path, capsys, monkeypatch):
+    """It goes on without --allow-kernels where they could not be built, and not where they were."""
+    load_packages_once(monkeypatch)
+    made = []
+
+    class Stopped(AnswerFile):
+        def __init__(self, path, prompts, model):
+            made.append(model)
+            super().__init__(path, prompts, model)
+
+    monkeypatch.setattr("pangu_ms.cli.generate.AnswerFile", Stopped)
+    for name, compiler in (("a", "no-such-compiler"), ("b", "")):
+        with monkeypatch.context() as patch:
+            if compiler:
+                patch.setenv("ASCEND_OPS_CACHE", str(tmp_path / "cache"))
+                patch.setenv("CXX", compiler)
+            answers = [*RUN[:-1], "--output", str(tmp_path / name), "--allow-kernels"]
+            assert main(["run-mindir", str(package), *answers]) == 0
+    digest = Package.open(package).digest
+    assert made == [digest, f"{digest} with kernels"]
+
+
+def test_a_number_of_threads_that_is_none_is_told_before_kernels_are_announced(package, capsys):
+    assert main(["run-mindir", str(package), *RUN, "--allow-kernels", "--threads", "-3"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "--threads -3: must be at least 1" in error
+
+
 def test_a_package_without_kernels_runs_and_says_so_in_one_line(without_kernels, capsys):
     assert main(["run-mindir", str(without_kernels), *RUN, "--allow-kernels"]) == 0
     output, error = capsys.readouterr()
@@ -188,13 +217,15 @@ def test_weights_in_files_of_their_own(trained_run, tmp_path, capsys, monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
-def test_packed_weights_in_a_package(trained_run, tmp_path, capsys, monkeypatch, weights):
+@pytest.mark.parametrize(
+    "options",
+    [["--weights", "float32"], ["--weights", "bfloat16"], ["--weights", "int8"], ["--cache-dtype", "bfloat16"]],
+)
+def test_packed_weights_and_narrow_caches_in_a_package(trained_run, tmp_path, capsys, monkeypatch, options):
     replay_in_this_process(monkeypatch)
-    options = [*SHAPE, "--output", str(tmp_path / "p"), "--weights", weights]
-    assert main(["export", str(trained_run), *options]) == 0
+    assert main(["export", str(trained_run), *SHAPE, "--output", str(tmp_path / "p"), *options]) == 0
     capsys.readouterr()
-    assert main(["generate", str(trained_run), *RUN, "--weights", weights]) == 0
+    assert main(["generate", str(trained_run), *RUN, *options]) == 0
     expected = capsys.readouterr().out
     assert main(["run-mindir", str(tmp_path / "p"), *RUN, "--allow-kernels"]) == 0
     assert capsys.readouterr().out == expected
