@@ -198,7 +198,10 @@ DAMAGE = {
     ),
     "another vocabulary": (
         lambda root: save_word_table(root, 41),
-        "word_embedding.embedding_table (41, 16) instead of (40, 16)",
+        "embedding_table (41, 16) instead of (40, 16); names and shapes must be exactly those of the configuration; use"
+        " the one that belongs to these weights: family alpha with hidden_size=16, num_layers=3, vocab_size=41,"
+        " ffn_hidden_size=48, seq_length=8 (backbone.embedding.word_embedding.embedding_table is"
+        " pangu_alpha_2.6B_word_embedding.npy)",
     ),
 }
 
