@@ -13,7 +13,7 @@ import pytest
 from pangu_ms.checkpoint import convert, foreign, sharded, store
 from pangu_ms.checkpoint.convert import Parts
 from pangu_ms.cli.main import main
-from pangu_ms.core.errors import OutputError
+from pangu_ms.core.errors import CheckpointError, OutputError
 from pangu_ms.parallel.plan import Plan
 from tests.bench import official as official_bench
 from tests.checkpoint.common import assert_same
@@ -296,7 +296,8 @@ def test_a_full_disk_keeps_what_is_finished(released, tmp_path, monkeypatch, cap
     total, limit = len(seen), len(seen) + 60
     with pytest.raises(OutputError, match="nothing was committed; free some room and run the same command again"):
         imported(released, tmp_path / "ours")
-    assert store.latest_valid(tmp_path / "ours")[0] is None
+    with pytest.raises(CheckpointError, match="no valid checkpoint .*.partial: a conversion that did not finish"):
+        store.open_checkpoint(tmp_path / "ours")
     lines: list[str] = []
     with pytest.raises(OutputError, match="holds an interrupted conversion of other files or with other options"):
         imported(released, tmp_path / "ours", dtype="float16")
