@@ -70,7 +70,9 @@ class Weights:
         try:
             return naming.to_ours(self.where, self.stored, config.model, lazy.Stack.of, lazy.equal)
         except Mismatch as error:
-            raise CheckpointError(f"{error}{self.fitting()}") from None
+            tables = [f"{name} is {file}" for name, file in self.spellings.items() if file.endswith(".npy")]
+            named = "; ".join(table for table in tables if table.split()[0] in str(error))
+            raise CheckpointError(f"{error}{self.fitting()}{f' ({named})' if named else ''}") from None
 
     def fitting(self) -> str:
         """The end of a message: the configuration that the names and shapes belong to, if they are recognised."""
