@@ -1,5 +1,6 @@
 """Files of torch.save: read without torch, and without running anything in them."""
 
+import json
 import os
 import pickle
 import random
@@ -10,11 +11,12 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from pangu_ms.checkpoint import torch_file
+from pangu_ms.checkpoint import convert, foreign, store, torch_file
 from pangu_ms.checkpoint.pickle_values import Opaque
 from pangu_ms.core.dtypes import BFLOAT16, to_bfloat16
 from pangu_ms.core.errors import CheckpointError
-from tests.checkpoint.common import assert_same
+from tests.checkpoint.alpha_tensors import foreign_tensors, our_tensors
+from tests.checkpoint.common import assert_same, small_config
 from tests.checkpoint.torch_writer import Storage, T, members, notes, pickled, save, save_legacy, write_zip
 
 pytestmark = pytest.mark.fast
@@ -287,3 +289,28 @@ def test_bfloat16_of_numpy(tmp_path):
     array = to_bfloat16(np.linspace(-2, 2, 7, dtype=np.float32))
     found = read(save(tmp_path / "w.pt", {"w": array}))["w"]
     assert found.dtype == BFLOAT16 and found.tobytes() == array.tobytes()
+
+
+def test_hugging_face_directories_of_older_models(tmp_path):
+    """The community's ports of PanGu-alpha are published as pytorch_model-0000N-of-0000M.bin."""
+    config = small_config(3)
+    tensors = foreign_tensors("huggingface")
+    step = store.save(tmp_path / "ours", 0, {"model": our_tensors(3)}, {"step": 0}, config)
+    directory = convert.export_file(step, "huggingface", tmp_path / "directory")
+    whole = (directory / foreign.WEIGHTS).rename(tmp_path / "kept.safetensors")
+    names = sorted(tensors)
+    files = {"pytorch_model-1.bin": names[::2], "pytorch_model-2.bin": names[1::2]}
+    for file, own in files.items():
+        save(directory / file, OrderedDict((name, tensors[name]) for name in own))
+    weight_map = {name: file for file, own in files.items() for name in own}
+    index = directory / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    found = convert.import_file(directory, "huggingface", None, tmp_path / "again")
+    assert_same(store.open_checkpoint(found).tensors(), our_tensors(3))
+    index.unlink()
+    with pytest.raises(CheckpointError, match="holds no model.safetensors .nor model.safetensors.index.json; nor pyt"):
+        foreign.weight_files(directory)
+    save(directory / "pytorch_model.bin", tensors)
+    assert foreign.weight_files(directory) == [directory / "pytorch_model.bin"]
+    whole.rename(directory / foreign.WEIGHTS)
+    assert foreign.weight_files(directory) == [directory / foreign.WEIGHTS]

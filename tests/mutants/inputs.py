@@ -25,6 +25,7 @@ from pangu_ms.parallel.plan import MOMENTS, Plan
 from pangu_ms.parallel.strategy_file import write_parameter_layouts
 from pangu_ms.research.study.runs import Stage, claim
 from pangu_ms.train.guard import Guard
+from tests.checkpoint import torch_writer
 from tests.checkpoint.alpha_tensors import foreign_tensors
 from tests.checkpoint.common import small_config
 from tests.checkpoint.reshard_common import ALPHA, planned, rank_slice, save, whole_arrays
@@ -81,6 +82,7 @@ def _weights(root):
     convert.export_file(checkpoint.path, "huggingface", root / "hf")
     _two_shards(root / "hf")
     weights = foreign_tensors("official")
+    torch_writer.save(root / "weights.pt", weights)
     foreign.write_file(root / "weights.npz", weights)
     foreign.write_file(root / "weights.ckpt", weights)
     write_parameter_layouts(plan_of(dp=2, mp=2), 0, root / "layouts.json")
