@@ -1,5 +1,6 @@
 """Files of torch.save: read without torch, and without running anything in them."""
 
+import argparse
 import json
 import os
 import pickle
@@ -13,11 +14,11 @@ import pytest
 
 from pangu_ms.checkpoint import convert, foreign, store, torch_file
 from pangu_ms.checkpoint.pickle_values import Opaque
-from pangu_ms.core.dtypes import BFLOAT16, to_bfloat16
+from pangu_ms.core.dtypes import BFLOAT16, to_bfloat16, widened
 from pangu_ms.core.errors import CheckpointError
 from tests.checkpoint.alpha_tensors import foreign_tensors, our_tensors
 from tests.checkpoint.common import assert_same, small_config
-from tests.checkpoint.torch_writer import Storage, T, members, notes, pickled, save, save_legacy, write_zip
+from tests.checkpoint.torch_writer import KINDS, Storage, T, members, notes, pickled, save, save_legacy, write_zip
 
 pytestmark = pytest.mark.fast
 
@@ -314,3 +315,45 @@ def test_hugging_face_directories_of_older_models(tmp_path):
     assert foreign.weight_files(directory) == [directory / "pytorch_model.bin"]
     whole.rename(directory / foreign.WEIGHTS)
     assert foreign.weight_files(directory) == [directory / foreign.WEIGHTS]
+
+
+@pytest.mark.slow
+def test_what_torch_writes_and_reads(tmp_path):
+    """The writer of these tests against torch.load, and the reader against torch.save, in both forms."""
+    torch = pytest.importorskip("torch")
+    module = torch.nn.Sequential(
+        torch.nn.Linear(5, 3), torch.nn.Embedding(7, 4).bfloat16(), torch.nn.LayerNorm(3).half()
+    )
+    matrix = torch.arange(24, dtype=torch.float32).reshape(4, 6)
+    attributed = torch.nn.Parameter(torch.randn(3, 2))
+    attributed.tensor_model_parallel = True
+    value = {
+        "model": {"language_model": module.state_dict()},
+        "views": {"columns": matrix[:, 2:4], "transposed": matrix.T, "scalar": matrix[1, 1], "empty": matrix[:0]},
+        "parameters": [torch.nn.Parameter(matrix[1:3]), attributed],
+        "device": torch.device("cpu"),
+        "shape": torch.Size([1, 2]),
+        **notes(),
+        "args": argparse.Namespace(params_dtype=torch.float16, num_layers=31),
+    }
+    value["numbers"] = {kind: (torch.randn(2, 3) * 20).to(getattr(torch, kind)) for kind in KINDS}
+    del value["torch_rng_state"], value["rng_tracker_states"]  # numpy's here
+    expected = {f"model.language_model.{name}": tensor for name, tensor in module.state_dict().items()}
+    expected |= {f"views.{name}": tensor for name, tensor in value["views"].items()}
+    expected |= {f"parameters.{i}": tensor.detach() for i, tensor in enumerate(value["parameters"])}
+    expected |= {f"numbers.{name}": tensor for name, tensor in value["numbers"].items()}
+    for options in ({}, {"pickle_protocol": 5}, {"_use_new_zipfile_serialization": False}):
+        torch.save(value, tmp_path / "w.pt", **options)
+        torch_file.verify(tmp_path / "w.pt")
+        found = torch_file.index(tmp_path / "w.pt")
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            widest = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+            np.testing.assert_array_equal(found[name].values(), widest.numpy(), err_msg=name)
+        assert torch_file.load(tmp_path / "w.pt")["args"].state["num_layers"] == 31
+    tensors = {"p": T(np.ones((2, 2), np.float32), parameter=True), "t": T(np.ones(3, np.float32), attributes={"x": 1})}
+    for write in (save, save_legacy):
+        written = write(tmp_path / "ours.pt", {"tensors": arrays() | tensors, **notes()})
+        loaded = torch.load(written, weights_only=False)["tensors"]
+        for name, array in arrays().items():
+            np.testing.assert_array_equal(loaded[name].float().numpy(), widened(array).astype(np.float32), err_msg=name)
