@@ -1,5 +1,6 @@
 """Megatron's tensor-parallel parts, merged and converted."""
 
+import errno
 import shutil
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from pangu_ms.checkpoint import convert, foreign, megatron, store
 from pangu_ms.cli.main import main
 from pangu_ms.config import load_config
-from pangu_ms.core.errors import CheckpointError, ConfigError
+from pangu_ms.core.errors import CheckpointError, ConfigError, OutputError
 from pangu_ms.models.alpha.weights import FORMATS
 from tests.checkpoint.common import assert_same
 from tests.checkpoint.megatron_parts import E, S, V, config, fuse, overrides, parts, tensors, write
@@ -313,6 +314,23 @@ def test_without_a_configuration(tmp_path, capsys):
     path = write(tmp_path / "run", parts(tensors(), 1))
     assert main(["convert", str(path), "--from", "megatron", "--output", str(tmp_path / "o")]) == 2
     assert "name its configuration (--config)" in capsys.readouterr().err
+
+
+def test_a_full_disk_in_the_middle(tmp_path, monkeypatch):
+    """What is unfinished is no checkpoint, and the same call finishes it."""
+    path = write(tmp_path / "run", parts(tensors(), 2))
+
+    def full(self, wanted):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OutputError, match="No space left on device"):
+        patched.setattr(megatron.Joined, "read", full)
+        convert.import_file(path, "megatron", config(), tmp_path / "ours")
+    with pytest.raises(CheckpointError, match="no valid checkpoint"):
+        store.open_checkpoint(tmp_path / "ours")
+    step = convert.import_file(path, "megatron", config(), tmp_path / "ours")
+    assert_same(store.open_checkpoint(step).tensors(), tensors())
+    assert not (tmp_path / "ours" / ".partial").exists()
 
 
 def test_other_formats_read_pytorch_files_too(tmp_path):
