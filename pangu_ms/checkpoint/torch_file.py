@@ -172,17 +172,17 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
     )
 
 
-def _tensors(value: Any, keys: tuple[Any, ...], seen: list[int]) -> Iterator[tuple[str, View]]:
+def _tensors(value: Any, keys: tuple[str, ...], seen: list[int]) -> Iterator[tuple[str, View]]:
     """Name and tensor, for each tensor inside a value; `seen` counts the values."""
     if isinstance(value, View):
-        yield ".".join(map(str, keys)), value
+        yield ".".join(keys), value
     elif isinstance(value, (dict, list, tuple)):
         seen[0] += len(value)
         # Values can be shared: a file of a kilobyte could name 10 ** 30 of them.
         if seen[0] > _MAX_VALUES or len(keys) > _MAX_DEPTH:
-            raise Refused(f"{'.'.join(map(str, keys[:4]))}... nests deeper or wider than weights do")
+            raise Refused(f"{'.'.join(keys[:4])}... nests deeper or wider than weights do")
         for key, below in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _tensors(below, (*keys, key), seen)
+            yield from _tensors(below, (*keys, str(key) if isinstance(key, (int, str)) else type(key).__name__), seen)
 
 
 def _load_zip(path: Path, file: BinaryIO) -> Any:

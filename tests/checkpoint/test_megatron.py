@@ -1,6 +1,7 @@
 """Megatron's tensor-parallel parts, merged and converted."""
 
 import errno
+import json
 import shutil
 
 import numpy as np
@@ -201,6 +202,28 @@ def test_what_the_file_says_of_the_model_is_compared(tmp_path):
         merged(path, num_heads=4)
     with pytest.raises(CheckpointError, match="16 unexpected: language_model.transformer.layers.1"):
         merged(path, num_layers=2)
+
+
+@pytest.mark.parametrize("odd", [[1], (((((1,),),),),), {"a": 1}, np.float32(3), b"x", {1, 2}])
+def test_odd_values_beside_the_weights(tmp_path, odd):
+    """They are compared and shown if they are plain, and otherwise as if they were missing."""
+    plain = {"iteration": odd, "args": odd}
+    made = {"model": {"language_model": parts(tensors(), 1, fused=0)[0]}, **notes(), **plain}
+    path = save(tmp_path / "w.pt", made | {"checkpoint_version": odd})
+    with pytest.raises(CheckpointError, match="checkpoint_version None, which says"):
+        merged(path)
+    assert_same(merged(save(path, made | {"checkpoint_version": 0}))[0], tensors())
+
+
+def test_the_map_shows_the_parts(tmp_path, capsys):
+    path = write(tmp_path / "run", parts(tensors(), 4))
+    words = ["convert", str(path), "--from", "megatron", "--config", "alpha/tiny", *overrides(), "--dry-run", "--json"]
+    assert main(words) == 0
+    rows = {row["ours"]: row for row in json.loads(capsys.readouterr().out)["tensors"]}
+    name = "language_model.transformer.layers.1.attention.dense.weight"
+    row = rows["blocks.1.attention.output.weight"]
+    assert (row["foreign"], row["slices"], row["shape"], row["transposed"]) == (name, 4, [16, 16], False)
+    assert rows["final_norm.bias"]["slices"] == 1 and not (tmp_path / "ours").exists()
 
 
 def test_fused_projections_need_a_version(tmp_path):
