@@ -30,8 +30,9 @@ def merged(path, num_layers: int = 3, num_heads: int = 8):
     return NAMING.to_ours(str(path), arrays, model), said
 
 
-@pytest.mark.parametrize("count", [1, 2, 4, 8])
-@pytest.mark.parametrize("fused", [None, 0, 1.0, 2.0, 3.0])
+@pytest.mark.parametrize(
+    ("count", "fused"), [*((n, version) for n in (1, 2, 4, 8) for version in (None, 0, 3.0)), (2, 1.0), (4, 2.0)]
+)
 def test_parts_are_the_whole_bit_for_bit(tmp_path, count, fused):
     ours = tensors()
     made = parts(ours, count, sliced_query_table=count > 2, padded=1024, fused=fused) if count == 8 else None
@@ -315,7 +316,7 @@ def test_command_line_there_and_back(tmp_path, capsys):
     assert "do not have their checksum" in capsys.readouterr().err and not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize("count", [1, 2, 8])
+@pytest.mark.parametrize("count", [1, 4])
 def test_parts_are_written_as_they_are_read(tmp_path, count):
     ours = tensors()
     step = store.save(tmp_path / "ours", 0, {"model": ours}, {"step": 0}, config())

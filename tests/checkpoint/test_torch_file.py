@@ -215,12 +215,12 @@ def test_bombs_end_quickly(tmp_path):
     assert "nests deeper or wider" in refused(save(path, {"a": tuple(level)}))
     loop = broken(b"}q\x00X\x01\x00\x00\x00ah\x00s.")
     assert "a.a.a.a... nests deeper or wider" in refused(write_zip(path, members(loop, [])))
-    deep = broken(b"}" + b")" + b"\x85" * 200_000 + b"K\x01s.")
+    deep = broken(b"}" + b")" + b"\x85" * 50_000 + b"K\x01s.")
     assert "a tuple as a key" in refused(write_zip(path, members(deep, [])))
-    large = broken(b"}X\x01\x00\x00\x00a" + b")" + b"\x85" * 100_000 + b"s.")
+    large = broken(b"}X\x01\x00\x00\x00a" + b")" + b"\x85" * 20_000 + b"s.")
     assert "nests deeper or wider" in refused(write_zip(path, members(large, [])))
-    write_zip(path, members(bytes(1 << 25), []))
-    assert "its data.pkl has 33,554,432 bytes" in refused(path)
+    write_zip(path, members(bytes((1 << 24) + 1), []))
+    assert "its data.pkl has 16,777,217 bytes" in refused(path)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_flipped_bits_in_the_old_form_and_without_checksums_never_end_otherwise(
     pickle_ = pickled({"w": T(np.ones(30, np.float32)), **notes()}, storages)
     old = save_legacy(tmp_path / "old.pt", value)
     content, rng = old.read_bytes(), np.random.default_rng(2)
-    for _ in range(150):
+    for _ in range(60):
         changed = bytearray(content)
         changed[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
         old.write_bytes(changed)
