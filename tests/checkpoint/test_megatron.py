@@ -203,6 +203,12 @@ def test_what_the_file_says_of_the_model_is_compared(tmp_path):
         merged(path, num_heads=4)
     with pytest.raises(CheckpointError, match="16 unexpected: language_model.transformer.layers.1"):
         merged(path, num_layers=2)
+    path = write(tmp_path / "wide", parts(tensors(), 1), hidden_size=16)
+    with pytest.raises(CheckpointError, match=r"word_embeddings.weight \(20, 16\) instead of \(1024, 192\)"):
+        convert.import_file(path, "megatron", load_config("alpha/tiny"), tmp_path / "ours")
+    (tmp_path / "published.zip").write_bytes(b"PK\x03\x04")
+    with pytest.raises(CheckpointError, match="is an archive; only what is in it can be read; unpack it"):
+        merged(tmp_path / "published.zip")
 
 
 @pytest.mark.parametrize("odd", [[1], (((((1,),),),),), {"a": 1}, np.float32(3), b"x", {1, 2}])
