@@ -16,6 +16,11 @@ SERVE = [
     "prometheus-client>=0.20",
 ]
 
+EVAL = [
+    "lm-eval>=0.4.13,<0.5",  # pangu harness; it needs no torch from 0.4.10 on
+    "httpx",  # models behind a URL
+]
+
 setup(
     name="pangu-ms",
     version=VERSION,
@@ -36,6 +41,7 @@ setup(
     package_dir={"": ".", "pangu_run": "run/pangu_run", "pangu_ms.configs": "configs"},
     package_data={
         "pangu_ms.configs": ["*/*.yaml"],
+        "pangu_ms.eval.tasks": ["definitions/*.yaml"],
         "pangu_ms.mindformers": ["*.yaml"],
         "pangu_ms.serve": ["page/*", "templates/*"],
         "pangu_run": ["manifest/templates/*", "report/*.yaml"],
@@ -61,6 +67,7 @@ setup(
         "tensorboard": ["tensorboardX"],
         "sign": ["cryptography"],  # export --sign-key, run-mindir --verify-key
         "serve": SERVE,  # pangu serve
+        "eval": EVAL,  # pangu harness; pangu tasks run http://...
         "plot": ["matplotlib>=3.10"],  # older ones leave labels that begin with _ out of the legend
         "hf": ["torch", "transformers"],  # tests that make Hugging Face checkpoints and compare logits
         "gguf": ["gguf>=0.10"],  # pangu convert --to gguf
@@ -84,8 +91,8 @@ setup(
             "shtab",
             "gguf",
             *SERVE,
+            *EVAL,
             "openai",
-            "httpx",
             "playwright",  # drives Debian's chromium; without a browser its tests are skipped
         ],
     },

@@ -26,6 +26,7 @@ OTHERWISE = {
     ("study pi-pro", "--output"): "as pi-ablation's",
     ("model inherit", "--output"): "takes a checkpoint more: no step of it may be there",
     ("model upgrade", "--output"): "as inherit's",
+    ("tasks run", "--output"): "the same command goes on in it; see tests/eval/tasks/test_run.py",
     ("convert", "--output"): "a file, a directory or a place of checkpoints; see tests/checkpoint/test_convert.py",
     ("ckpt reshard", "--output"): "empty but for what a killed reshard left; see tests/checkpoint/test_reshard.py",
     ("doctor", "--output"): "looked at; what it writes there has names of its own and is removed",

@@ -126,7 +126,7 @@ def _import(parser: Parser, args: Namespace, say: Say) -> Path:
         say,
         sharded=_wants_ranks(config, args),
         parts=parts,
-        progress=parts is not None,
+        progress=parts is not None or args.source == "megatron",
     )
 
 

@@ -1,5 +1,5 @@
 """`pangu eval`: held-out perplexity of a checkpoint, compared with unigram and bigram models counted on the training
-records."""
+records. Scores of benchmark tasks are those of `pangu tasks`."""
 
 from argparse import Namespace
 from typing import Any

@@ -55,16 +55,18 @@ def build_parser() -> Parser:
     return parser
 
 
-def add_model(parser: Parser, chunk: int) -> None:
-    """The model that `pangu serve` and `pangu chat` open, and how; `chunk` is the default of --chunk."""
+def add_model(parser: Parser, chunk: int, nargs: str | None = None) -> None:
+    """The model that `pangu serve` and `pangu chat` open, and how; `chunk` is the default of --chunk, `nargs` that of
+    CHECKPOINT."""
     text = "a run directory, a checkpoint, or a package written by `pangu export`"
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=text)
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", nargs=nargs, help=text)
     options.add_overrides(parser)
     parser.add_argument("--chunk", type=int, default=chunk, help="prompt tokens per step")
     text = "longest prompt and continuation (of a chat, all of it), in tokens; 0: the model's context"
     parser.add_argument("--max-length", type=int, default=0, metavar="N", help=text)
     options.add_threads(parser)
     options.add_weights(parser)
+    options.add_cache_dtype(parser)
     options.add_own_tokenizer(parser)
     text = "auto (the tokenizer's own, openPangu's or a plain one), openpangu, plain, or a file of Jinja2"
     parser.add_argument("--chat-template", default="auto", metavar="FILE", help=text)
@@ -90,8 +92,8 @@ def _run(args: Namespace) -> int:
 
     import logging
 
+    from pangu_ms.serve.api_keys import read_api_keys, readable_by_others
     from pangu_ms.serve.app import Settings
-    from pangu_ms.serve.limits import read_api_keys, readable_by_others
     from pangu_ms.serve.models import Models
     from pangu_ms.serve.run import listen, run
 
@@ -148,7 +150,7 @@ def _require_checkpoint(args: Namespace, paths: Iterable[Path]) -> None:
     if not all(is_package(path) for path in paths):
         return
     plain = build_parser()
-    for name in ("slots", "chunk", "max_length", "weights", "tokenizer", "overrides"):
+    for name in ("slots", "chunk", "max_length", "weights", "cache_dtype", "tokenizer", "overrides"):
         value, default = getattr(args, name), plain.get_default(name)
         if (value or default) and value != default:
             option = value[0] if name == "overrides" else f"--{name.replace('_', '-')} {value}"
@@ -194,6 +196,7 @@ def _open(args: Namespace, name: str, path: Path) -> "ServedModel":
             args.weights,
             args.tokenizer,
             args.chat_template,
+            args.cache_dtype,
         )
     scheduling = options.scheduling(args, model.tokenizer)
     if isinstance(scheduling["predictor"], OwnAnswer):
