@@ -16,6 +16,11 @@ SERVE = [
     "prometheus-client>=0.20",
 ]
 
+EVAL = [
+    "lm-eval>=0.4.13,<0.5",  # pangu harness; it needs no torch from 0.4.10 on
+    "httpx",  # models behind a URL
+]
+
 setup(
     name="pangu-ms",
     version=VERSION,
@@ -62,8 +67,10 @@ setup(
         "tensorboard": ["tensorboardX"],
         "sign": ["cryptography"],  # export --sign-key, run-mindir --verify-key
         "serve": SERVE,  # pangu serve
+        "eval": EVAL,  # pangu harness; pangu tasks run http://...
         "plot": ["matplotlib>=3.10"],  # older ones leave labels that begin with _ out of the legend
         "hf": ["torch", "transformers"],  # tests that make Hugging Face checkpoints and compare logits
+        "gguf": ["gguf>=0.10"],  # pangu convert --to gguf
         "bench": ["torch", "gguf"],  # peers of the benchmarks (torch: any CPU build) and files for them
         "fuzz": ["schemathesis"],  # a test of the slow tier, over the OpenAPI document of `pangu serve`
         "docs": ["mkdocs-material", "pre-commit"],  # the site of docs/, and the hooks of those who change the code
@@ -84,8 +91,8 @@ setup(
             "shtab",
             "gguf",
             *SERVE,
+            *EVAL,
             "openai",
-            "httpx",
             "playwright",  # drives Debian's chromium; without a browser its tests are skipped
         ],
     },

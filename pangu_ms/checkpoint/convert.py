@@ -1,24 +1,81 @@
 """Converts weights of other programs, with their tokenizer, to a checkpoint of this package, and back."""
 
+import contextlib
 import logging
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from pangu_ms.checkpoint import foreign, store
-from pangu_ms.config import RunConfig
+from pangu_ms.checkpoint import (
+    foreign,
+    gguf_export,
+    lazy,
+    md5_list,
+    megatron,
+    mindformers_directory,
+    official,
+    reshard,
+    store,
+)
+from pangu_ms.checkpoint.lazy import Stored
+from pangu_ms.checkpoint.partial import Partial, open_partial
+from pangu_ms.checkpoint.recognise import fitting
+from pangu_ms.config import RunConfig, dump_config
 from pangu_ms.config.load import config_from_dict
 from pangu_ms.core import dtypes, files
 from pangu_ms.core.errors import CheckpointError, ConfigError, DataError
 from pangu_ms.data import huggingface_files
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.models.common.config import ModelConfig
+from pangu_ms.models.common.stacks import stack_of
+from pangu_ms.models.common.strict import Mismatch
 from pangu_ms.models.common.weights import Format
 from pangu_ms.models.registry import FAMILIES
 
 _log = logging.getLogger(__name__)
 Say = Callable[[str], None]
 """Called with one line that the user should read."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What belongs to a directory of weights in one part for each rank."""
+
+    strategies: list[Path]
+    """The strategy files that say how tensors were cut."""
+    embeddings: Path | None = None
+    """Directory of .npy files of whole tensors; None takes those beside the parts, if there are any."""
+    md5: Path | None = None
+    """A list in the form of md5sum, with which the files are compared before anything else is done."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of another program by their own names; they stay on the disk."""
+
+    where: str
+    format: str
+    """The name of their format."""
+    stored: Stored
+    files: list[Path]
+    origin: dict[str, Any]
+    """What the state of the new checkpoint says of the files."""
+    spellings: dict[str, str] = field(default_factory=dict)
+    """Names that the files spell otherwise than `stored`."""
+
+    def to_ours(self, naming: Format, config: RunConfig) -> Stored:
+        """The tensors by our names; see `Format.to_ours`."""
+        try:
+            return naming.to_ours(self.where, self.stored, config.model, lazy.Stack.of, lazy.equal)
+        except Mismatch as error:
+            raise CheckpointError(f"{error}{self.fitting()}") from None
+
+    def fitting(self) -> str:
+        """The end of a message: the configuration that the names and shapes belong to, if they are recognised."""
+        fits = fitting(self.format, {name: tensor.shape for name, tensor in self.stored.items()})
+        return f": {fits}" if fits else ""
 
 
 def import_file(
@@ -30,11 +87,15 @@ def import_file(
     dtype: str = "float32",
     with_tokenizer: bool = True,
     say: Say = _log.info,
+    sharded: bool = False,
+    parts: Parts | None = None,
+    progress: bool = False,
 ) -> Path:
-    """Convert one file or directory of weights to OUTPUT/step-00000000.
+    """Convert one file or directory of weights to OUTPUT/step-00000000. Tensors are read, converted and written piece
+    by piece; only .npz files are read as a whole.
 
     Args:
-        path: .ckpt, .npz or .safetensors, or a Hugging Face directory.
+        path: .ckpt, .npz or .safetensors, a Hugging Face directory, or a directory of one part for each rank.
         source: naming scheme of the weights, such as "official".
         config: the model that the weights belong to; None for a directory with config.json, see `directory_config`.
         output: a directory without checkpoints; made if needed.
@@ -43,6 +104,10 @@ def import_file(
         dtype: dtype of the stored weights: float32 (which training needs), float16 or bfloat16.
         with_tokenizer: False leaves the directory's tokenizer out.
         say: called with lines that say what became of dtypes and tokenizer.
+        sharded: write the slices of the ranks of `config.parallel` instead of whole tensors.
+        parts: what belongs to a directory of parts. If the conversion of one is interrupted, the same call goes on
+            after the last file that it finished.
+        progress: show bars.
 
     Returns:
         The step directory.
@@ -52,29 +117,141 @@ def import_file(
         ConfigError: `config` and the directory's config.json differ.
         DataError: the tokenizer cannot be read, or has another number of pieces than the model.
         OutputError: `output` holds checkpoints, or the disk is full.
+        PlanError: a strategy file cannot be used, or is of another model.
     """
     path = Path(path)
-    if path.is_dir():
-        config = directory_config(path, source, config)
-    elif config is None:
-        raise ConfigError(
-            f"{path}: a file of weights does not say which model it is; name its configuration (--config)"
-        )
+    config = _config_of(path, source, config, parts)
     naming = _format(config, source)
     store.require_no_checkpoints(output)
     loaded = _tokenizer_of(path, tokenizer, with_tokenizer, config)
-    read = foreign.weight_files(path) if path.is_dir() else [path]
-    tensors = naming.to_ours(str(path), foreign.read_files(read), config.model)
-    state = {"imported": {"file": path.name, "format": source, "sha256": {p.name: files.sha256_file(p) for p in read}}}
-    say(f"weights: {dtypes.change({dtypes.name_of(array.dtype) for array in tensors.values()}, dtype)}")
+    weights = _open(path, source, naming, config.model, parts, progress, say)
+    naming = naming.of_names(weights.stored)
+    tensors = _announced(str(path), weights.to_ours(naming, config), dtype, _tables(config.model), say)
     none = "none comes along; name one with --tokenizer wherever text is read or written"
     say(f"tokenizer: {_describe_tokenizer(loaded) if loaded else none}")
-    with tempfile.TemporaryDirectory() as scratch:
+    state = {"imported": {"file": path.name, "format": source} | weights.origin}
+    with contextlib.ExitStack() as stack:
         copy = None
         if loaded:
-            loaded.save(copy := Path(scratch) / "tokenizer")
-        tensors = dtypes.cast(str(path), tensors, dtype, _tables(config.model))
-        return store.save(output, 0, {"model": tensors}, state, config, copy, allowed=store.require_no_checkpoints)
+            loaded.save(copy := Path(stack.enter_context(tempfile.TemporaryDirectory())) / "tokenizer")
+        partial = None
+        if parts:
+            identity = {"state": state, "config": dump_config(config), "dtype": dtype, "sharded": sharded}
+            identity |= {"files": _stamps(weights.files), "tokenizer": tokenizer and str(Path(tokenizer).resolve())}
+            partial = stack.enter_context(open_partial(output, identity))
+            _check_md5(partial, weights, parts, say, progress)
+            if partial.finished:
+                say(f"goes on after {len(partial.finished)} files that are there already")
+        made = reshard.Source(str(path), 0, {store.MODEL: tensors}, store.state_bytes(state), copy)
+        allowed = store.require_no_checkpoints
+        return reshard.reshard(made, output, config, not sharded, progress, allowed, partial)
+
+
+def import_map(
+    path: Path, source: str, config: RunConfig | None, dtype: str = "float32", parts: Parts | None = None
+) -> list[dict[str, Any]]:
+    """What `import_file` would do to each tensor: the same checks of names and shapes, but nothing is written.
+
+    Returns:
+        For each tensor of the input its name there, shape, dtype and number of slices, the name and shape that it gets,
+        whether it is transposed, and its new dtype.
+
+    Raises:
+        CheckpointError, ConfigError, PlanError: as `import_file`.
+    """
+    path = Path(path)
+    config = _config_of(path, source, config, parts)
+    naming = _format(config, source)
+    weights = _open(path, source, naming, config.model, parts, False, say=_log.info)
+    naming = naming.of_names(weights.stored)
+    tensors = lazy.cast(str(path), weights.to_ours(naming, config), dtype, _tables(config.model))
+    found = naming.canonical_names(str(path), weights.stored)
+    rows = []
+    for rule in naming.rules(config.model):
+        tensor = weights.stored[found[rule.foreign]]
+        whole, _ = stack_of(rule.ours) or (rule.ours, 0)
+        rows.append(
+            {
+                "foreign": weights.spellings.get(found[rule.foreign], found[rule.foreign]),
+                "foreign_shape": list(tensor.shape),
+                "foreign_dtype": tensor.spec.dtype_name,
+                "slices": tensor.num_slices,
+                "ours": rule.ours,
+                "shape": list(tensor.shape[::-1] if rule.transpose else tensor.shape),
+                "transposed": rule.transpose,
+                "dtype": tensors[whole if whole in tensors else rule.ours].spec.dtype_name,
+            }
+        )
+    return rows
+
+
+def _config_of(path: Path, source: str, config: RunConfig | None, parts: Parts | None) -> RunConfig:
+    in_parts = parts or any(formats[source].tensor_parallel for formats in _all_formats() if source in formats)
+    if path.is_dir() and not in_parts and source != mindformers_directory.NAME:
+        return directory_config(path, source, config)
+    if config is None:
+        fits = "" if in_parts and path.is_dir() else _open_files(path, source).fitting()
+        raise ConfigError(
+            f"{path}: a file of weights does not say which model it is; name its configuration (--config){fits}"
+        )
+    return config
+
+
+def _open(
+    path: Path, source: str, naming: Format, model: ModelConfig, parts: Parts | None, progress: bool, say: Say
+) -> Weights:
+    """Find the weights of a file or directory of the format `source`."""
+    if parts:
+        return _open_parts(path, source, naming, parts, progress)
+    if naming.tensor_parallel:
+        weights = Weights(str(path), source, *megatron.open_weights(path, naming, model, say), {})
+    else:
+        weights = _open_files(path, source)
+    names = {file: str(file.relative_to(path)) if path.is_dir() else file.name for file in weights.files}
+    weights.origin["sha256"] = {names[file]: files.sha256_file(file) for file in weights.files}
+    return weights
+
+
+def _open_files(path: Path, source: str) -> Weights:
+    """Find the weights of a file, or of a directory of whole files."""
+    if path.is_dir() and source == mindformers_directory.NAME:
+        directory = mindformers_directory.find(path)
+        return Weights(str(path), source, *mindformers_directory.open_directory(directory), {})
+    read = foreign.weight_files(path) if path.is_dir() else [path]
+    return Weights(str(path), source, foreign.open_files(read), read, {})
+
+
+def _open_parts(path: Path, source: str, naming: Format, parts: Parts, progress: bool) -> Weights:
+    release = official.open_release(path, parts.strategies, naming, parts.embeddings, progress)
+    read = [*release.parts, *release.tables.values(), *parts.strategies]
+    origin = {
+        "parts": len(release.parts),
+        "bytes": sum(file.stat().st_size for file in release.parts),
+        "embeddings": [file.name for file in release.tables.values()],
+        "sha256": {file.name: files.sha256_file(file) for file in parts.strategies},
+    }
+    return Weights(str(path), source, release.stored, read, origin, release.spellings)
+
+
+def _check_md5(partial: Partial, weights: Weights, parts: Parts, say: Say, progress: bool) -> None:
+    if not parts.md5:
+        return
+    wanted = md5_list.listed(parts.md5, weights.files)
+    partial.once("md5", lambda: md5_list.check(wanted, progress))
+    others = [file.name for file in weights.files if file not in wanted]
+    unlisted = f"; the list does not name {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}" if others else ""
+    say(f"md5: {len(wanted)} of {len(weights.files)} files are as {parts.md5.name} says{unlisted}")
+
+
+def _stamps(read: list[Path]) -> list[list[Any]]:
+    """Name, size and time of change of each file: whether they are still the same files."""
+    return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in read]
+
+
+def _announced(where: str, tensors: Stored, dtype: str, tables: set[str], say: Say) -> Stored:
+    """The tensors in another dtype, after the line that says what this does to them; `tables` of integers stay."""
+    say(f"weights: {dtypes.change({tensor.spec.dtype_name for tensor in tensors.values()}, dtype)}")
+    return lazy.cast(where, tensors, dtype, tables)
 
 
 def directory_config(directory: Path, source: str, config: RunConfig | None = None) -> RunConfig:
@@ -85,12 +262,14 @@ def directory_config(directory: Path, source: str, config: RunConfig | None = No
         CheckpointError: there is no config.json, or it describes a model of another kind.
         ConfigError: `config` and config.json differ in a field of the model.
     """
-    tree = foreign.read_config(directory)
-    where = str(Path(directory) / foreign.CONFIG)
     named = [formats[source] for formats in _all_formats() if source in formats]
     readers = {kind: naming.read_config for naming in named if naming.read_config for kind in naming.model_types}
     if not readers:
-        raise CheckpointError(f"{directory}: is a directory; {source} weights are one file; name that")
+        raise CheckpointError(
+            f"{directory}: is a directory; {source} weights are one file, or parts with a --strategy; name these"
+        )
+    tree = foreign.read_config(directory)
+    where = str(Path(directory) / foreign.CONFIG)
     kind = tree.get("model_type")
     read_config = readers.get(kind) if isinstance(kind, str) else None
     if read_config is None:
@@ -122,17 +301,21 @@ def export_file(
     dtype: str = "float32",
     max_shard_bytes: int = store.MAX_SHARD_BYTES,
     say: Say = _log.info,
+    with_tokenizer: bool = True,
+    tensor_parallel: int | None = None,
 ) -> Path:
-    """Convert the model of a checkpoint to one file of weights, or to a Hugging Face directory if `output` has no
-    suffix.
+    """Convert the model of a checkpoint to one file of weights, or to a Hugging Face directory, or one of Megatron's
+    parts, if `output` has no suffix.
 
     Args:
         checkpoint: step directory, checkpoint root or run directory.
         target: naming scheme to write, such as "huggingface".
-        output: a new .ckpt, .npz or .safetensors, or a new directory.
-        dtype: dtype of the written weights: float32, float16 or bfloat16.
+        output: a new .ckpt, .npz or .safetensors, or a new directory; for "gguf" a new .gguf.
+        dtype: dtype of the written weights: float32, float16 or bfloat16; for "gguf" also q8_0.
         max_shard_bytes: weights of a directory that are larger than this are split over several files.
         say: called with lines that say what became of dtypes and tokenizer.
+        with_tokenizer: False leaves the tokenizer out of a .gguf.
+        tensor_parallel: into how many parts a directory for Megatron is cut; None for one.
 
     Returns:
         `output`.
@@ -142,22 +325,34 @@ def export_file(
         OutputError: `output` exists, or the disk is full.
     """
     output = Path(output)
+    if target == gguf_export.NAME:
+        return gguf_export.export(store.open_checkpoint(checkpoint), output, dtype, with_tokenizer, say)
     if output.suffix:
         foreign.require_known_suffix(output, dtype)
     files.require_new(output) if output.suffix else files.require_free(output)
     source = store.open_checkpoint(checkpoint)
     config = source.config()
     naming = _format(config, target)
-    if not output.suffix and naming.write_config is None:
+    in_parts = naming.tensor_parallel and not output.suffix
+    if tensor_parallel is not None and not in_parts:
+        raise CheckpointError(
+            f"{output}: --tensor-parallel goes with --to megatron and a directory, a name without a dot; leave it out"
+            " or name one"
+        )
+    if not output.suffix and naming.write_config is None and not in_parts:
         rule = f"{config.model.family} weights have no directory form as {target}"
         raise CheckpointError(f"{output}: has no suffix, and {rule}; name a .safetensors, .npz or .ckpt")
     own = source.tokenizer_path()
     tokenizer = Tokenizer.load(own) if own and not output.suffix else None
-    tensors = naming.to_foreign(str(source.path), source.tensors(), config.model)
-    say(f"weights: {dtypes.change({tensor.spec.dtype_name for tensor in source.stored().values()}, dtype)}")
     tables = _tables(config.model)
     integers = {rule.foreign for rule in naming.rules(config.model) if rule.ours in tables}
-    tensors = dtypes.cast(str(source.path), tensors, dtype, integers)
+    tensors = naming.to_foreign(str(source.path), source.stored(), config.model)
+    tensors = _announced(str(source.path), tensors, dtype, integers, say)
+    if in_parts:
+        megatron.write_parts(output, tensors, naming, config.model, tensor_parallel or 1)
+        if own:
+            say("tokenizer: stays behind, as Megatron's files have no place for it")
+        return output
     if output.suffix or naming.write_config is None:
         foreign.write_file(output, tensors)
         if own:

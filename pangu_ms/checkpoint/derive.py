@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from pangu_ms.checkpoint import reshard, safetensors_file, store
+from pangu_ms.checkpoint.lazy import Stored
 from pangu_ms.checkpoint.safetensors_file import Spec
-from pangu_ms.checkpoint.sharded import Stored
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import files
 from pangu_ms.core.progress import progress_bar

@@ -1,22 +1,30 @@
 """Reads and writes weights of other programs: MindSpore .ckpt, numpy .npz, .safetensors, and Hugging Face directories.
-mindspore is imported only to write .ckpt."""
+mindspore is imported only to write .ckpt.
+
+Tensors of .ckpt and .safetensors stay on the disk until a part of one is written; only .npz files are read as a whole,
+and only .npz and .ckpt files are written from memory.
+"""
 
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pangu_ms.checkpoint import mindspore_shards, safetensors_file, store
+from pangu_ms.checkpoint import mindspore_shards, safetensors_file, store, torch_file
+from pangu_ms.checkpoint.lazy import InMemory, Readable, Stored
+from pangu_ms.checkpoint.sharded import whole
 from pangu_ms.core import files, small_json
 from pangu_ms.core.dtypes import BFLOAT16, widened
 from pangu_ms.core.errors import CheckpointError
 from pangu_ms.data import npz_file
 
 Tensors = dict[str, np.ndarray]
+Given = Mapping[str, Readable | np.ndarray]
+"""Tensors to write: in memory, or still on the disk."""
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # of a Hugging Face directory
 INDEX = f"{WEIGHTS}.index.json"  # says which of several files holds which tensor
 
@@ -65,14 +73,19 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def read_files(paths: list[Path]) -> Tensors:
-    """Read all tensors of several files.
+    """Read all tensors of several files; see `open_files`."""
+    return {name: tensor.array() for name, tensor in open_files(paths).items()}
+
+
+def open_files(paths: list[Path]) -> Stored:
+    """Find the tensors of several files.
 
     Raises:
         CheckpointError: a file is missing or damaged, or two files hold the same tensor.
     """
-    tensors: Tensors = {}
+    tensors: Stored = {}
     for path in paths:
-        shard = read_file(path)
+        shard = open_file(path)
         if twice := tensors.keys() & shard.keys():
             raise CheckpointError(
                 f"{path}: {min(twice)} stands in another file too; one is meant; copy or download the directory again"
@@ -82,7 +95,10 @@ def read_files(paths: list[Path]) -> Tensors:
 
 
 def write_directory(
-    directory: Path, tensors: Tensors, contents: Mapping[str, bytes], max_shard_bytes: int = store.MAX_SHARD_BYTES
+    directory: Path,
+    tensors: Given,
+    contents: Mapping[str, bytes],
+    max_shard_bytes: int = store.MAX_SHARD_BYTES,
 ) -> None:
     """Write a Hugging Face directory atomically.
 
@@ -95,7 +111,7 @@ def write_directory(
     Raises:
         OutputError: the directory has other content, or the disk is full.
     """
-    sizes = {name: array.nbytes for name, array in tensors.items()}
+    sizes = {name: tensor.spec.nbytes for name, tensor in _stored(tensors).items()}
     shards = dict(store.shards(Path(WEIGHTS).stem, sizes, max_shard_bytes))
     with files.new_directory(directory) as temporary:
         for file, names in shards.items():
@@ -110,19 +126,25 @@ def write_directory(
 
 
 def read_file(path: Path) -> Tensors:
-    """Read all tensors of a file in the dtypes of the file; a bfloat16 tensor has the numpy dtype BFLOAT16.
+    """Read all tensors of a file in the dtypes of the file; a bfloat16 tensor has the numpy dtype BFLOAT16. See
+    `open_file`."""
+    return {name: tensor.array() for name, tensor in open_file(path).items()}
+
+
+def open_file(path: Path) -> Stored:
+    """Find the tensors of a file.
 
     Raises:
         CheckpointError: the suffix is unknown, or the file is missing, damaged or of another kind.
     """
     path = Path(path)
-    read, _ = _functions(path)
+    open_known = _open_torch if path.suffix in torch_file.SUFFIXES else _functions(path)[0]
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; name one file of weights")
-    return read(path)
+    return open_known(path)
 
 
-def write_file(path: Path, tensors: Tensors) -> None:
+def write_file(path: Path, tensors: Given) -> None:
     """Write tensors to a file atomically; an existing file is replaced.
 
     Raises:
@@ -159,44 +181,71 @@ def require_known_suffix(path: Path, dtype: str = "float32") -> None:
         )
 
 
-def _functions(path: Path) -> tuple[Callable[[Path], Tensors], Callable[[Path, Tensors], None]]:
+def _functions(path: Path) -> tuple[Callable[[Path], Stored], Callable[[Path, Given], None]]:
     require_known_suffix(path)
     return _FORMATS[path.suffix]
 
 
-def _read_ckpt(path: Path) -> Tensors:
+def _stored(tensors: Given) -> Stored:
+    return {
+        name: tensor if isinstance(tensor, Readable) else InMemory.of(name, np.asarray(tensor))
+        for name, tensor in tensors.items()
+    }
+
+
+def _arrays(tensors: Given) -> Iterator[tuple[str, np.ndarray]]:
+    for name, tensor in tensors.items():
+        yield name, tensor.array() if isinstance(tensor, Readable) else tensor
+
+
+def _open_indexed(path: Path) -> Stored:
     # MindSpore's own reader is not used: it writes past the end of the array if a tensor has more bytes than its dims
     # say, and it converts bfloat16 on a device.
-    return safetensors_file.load(mindspore_shards.index(path))
+    return {name: whole(spec, location) for name, (spec, location) in mindspore_shards.index(path).items()}
 
 
-def _write_ckpt(path: Path, tensors: Tensors) -> None:
+def _write_ckpt(path: Path, tensors: Given) -> None:
     import mindspore as ms
 
     def tensor(array: np.ndarray) -> ms.Tensor:
         return ms.Tensor(np.asarray(widened(array), order="C"), dtype=ms.bfloat16 if array.dtype == BFLOAT16 else None)
 
-    ms.save_checkpoint([{"name": name, "data": tensor(array)} for name, array in tensors.items()], str(path))
+    ms.save_checkpoint([{"name": name, "data": tensor(array)} for name, array in _arrays(tensors)], str(path))
 
 
-def _read_npz(path: Path) -> Tensors:
+def _open_torch(path: Path) -> Stored:
+    torch_file.verify(path)
+    return torch_file.index(path)
+
+
+def _open_npz(path: Path) -> Stored:
     try:
-        return npz_file.read(path)
+        arrays = npz_file.read(path)
     except ValueError as error:
         raise CheckpointError(f"{path}: not a whole .npz archive ({error}); copy or download it again") from None
+    try:
+        return _stored(arrays)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
-def _write_npz(path: Path, tensors: Tensors) -> None:
-    np.savez(path, **tensors)
+def _write_npz(path: Path, tensors: Given) -> None:
+    np.savez(path, **dict(_arrays(tensors)))
 
 
-def _write_safetensors(path: Path, tensors: Tensors) -> None:
+def _write_safetensors(path: Path, tensors: Given) -> None:
+    stored = _stored(tensors)
     with open(path, "wb") as file:
-        file.writelines(safetensors_file.encode(tensors))
+        file.writelines(
+            safetensors_file.encode_pieces(
+                {name: tensor.spec for name, tensor in stored.items()},
+                lambda name: stored[name].pieces(stored[name].all),
+            )
+        )
 
 
 _FORMATS = {
-    ".ckpt": (_read_ckpt, _write_ckpt),
-    ".npz": (_read_npz, _write_npz),
-    ".safetensors": (safetensors_file.read, _write_safetensors),
+    ".ckpt": (_open_indexed, _write_ckpt),
+    ".npz": (_open_npz, _write_npz),
+    ".safetensors": (_open_indexed, _write_safetensors),
 }

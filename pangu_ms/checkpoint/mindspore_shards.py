@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from pangu_ms.checkpoint import safetensors_file
+from pangu_ms.checkpoint.lazy import Stored
 from pangu_ms.checkpoint.safetensors_file import Contents, Location, Spec
-from pangu_ms.checkpoint.sharded import Stored, gather, parameter_of, replicated
+from pangu_ms.checkpoint.sharded import gather, parameter_of, replicated
 from pangu_ms.core import files
 from pangu_ms.core.errors import CheckpointError, PlanError
 from pangu_ms.core.protobuf import Bytes, content, signed, values

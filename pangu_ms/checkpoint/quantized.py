@@ -22,8 +22,8 @@ from ascend_ops.errors import OperatorError
 from ascend_ops.packing import QuantizedWeight, quantized_rows, row_scales
 from pangu_ms.checkpoint import store
 from pangu_ms.checkpoint.derive import LazyTensor, Opened, write_tensors
+from pangu_ms.checkpoint.lazy import Stored
 from pangu_ms.checkpoint.safetensors_file import Spec
-from pangu_ms.checkpoint.sharded import Stored
 from pangu_ms.core.dtypes import bits, to_bfloat16
 from pangu_ms.core.errors import CheckpointError
 from pangu_ms.models.common.derived import single_parameters

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pangu_ms.checkpoint import safetensors_file, sharded, store
+from pangu_ms.checkpoint.lazy import Readable, Slices, Stored
+from pangu_ms.checkpoint.partial import Partial
 from pangu_ms.checkpoint.safetensors_file import Buffer, Spec
-from pangu_ms.checkpoint.sharded import Slices, Stored, StoredTensor
 from pangu_ms.config import RunConfig, dump_config
 from pangu_ms.core.errors import CheckpointError, OutputError
 from pangu_ms.core.progress import progress_bar
@@ -55,16 +56,26 @@ class Source:
         return sum(tensor.spec.nbytes for tensors in self.groups.values() for tensor in tensors.values())
 
 
-def reshard(source: Source, root: Path, config: RunConfig, whole: bool = False, progress: bool = False) -> Path:
+def reshard(
+    source: Source,
+    root: Path,
+    config: RunConfig,
+    whole: bool = False,
+    progress: bool = False,
+    allowed: store.Check = store.require_unused,
+    partial: Partial | None = None,
+) -> Path:
     """Write a checkpoint whose tensors are sharded as `config.parallel` says. If the process is killed or the disk is
     full, at most a temporary directory is left.
 
     Args:
         source: the checkpoint to read.
-        root: directory of the new checkpoint, which must be empty or not exist.
+        root: directory of the new checkpoint, which `allowed` must accept.
         config: the configuration of the source, with the `parallel` section of the target.
         whole: ignore the plan and write unsharded tensors, as a run on one device does.
         progress: show a bar.
+        allowed: see `store.new_step`; by default the directory must be empty or not exist.
+        partial: keeps the files that are finished if the writing is interrupted.
 
     Returns:
         The new step's directory.
@@ -73,7 +84,8 @@ def reshard(source: Source, root: Path, config: RunConfig, whole: bool = False, 
         CheckpointError: the tensors are not those of the configuration's model.
         OutputError: `root` has other content, or the disk has not enough room.
     """
-    check(source, root, config)
+    finished = partial.finished if partial else {}
+    check(source, root, config, allowed, partial.nbytes if partial else 0)
     contents: store.Contents = {
         "state.json": [source.state],
         "config.yaml": [dump_config(config).encode()],
@@ -81,26 +93,34 @@ def reshard(source: Source, root: Path, config: RunConfig, whole: bool = False, 
     }
     plan = Plan.of(config)
     groups: dict[str, set[str]] = {}
-    with progress_bar(progress, total=source.nbytes, unit="B", unit_scale=True, desc="reshard") as bar:
+    with progress_bar(
+        progress, total=source.nbytes, unit="B", unit_scale=True, desc="import" if partial else "reshard"
+    ) as bar:
         for group, name, parts in _whole_files(source) if whole else _rank_files(source, plan):
             contents[name] = _with_progress(_encoded(parts), bar)
             groups.setdefault(group, set()).update(parts)
+            bar.update(finished[name]["bytes"] if name in finished else 0)
         numbers = {group: len(names) for group, names in groups.items()}
-        return store.write(root, source.step, contents, numbers, allowed=store.require_unused)
+        if partial:
+            return partial.write(source.step, contents, numbers, allowed)
+        return store.write(root, source.step, contents, numbers, allowed=allowed)
 
 
-def check(source: Source, root: Path, config: RunConfig) -> None:
-    """Run the checks of `reshard`, which raise the errors listed there, before anything is read or written."""
-    store.require_unused(root)
+def check(
+    source: Source, root: Path, config: RunConfig, allowed: store.Check = store.require_unused, finished: int = 0
+) -> None:
+    """Run the checks of `reshard`, which raise the errors listed there, before anything is read or written; `finished`
+    bytes of it are there already."""
+    allowed(root)
     _require_model(source, config)
-    require_room(root, source.nbytes)
+    require_room(root, max(source.nbytes - finished, 0))
 
 
 @dataclass(frozen=True)
 class _Part:
     """A part of a stored tensor, which is one tensor of a new file."""
 
-    tensor: StoredTensor
+    tensor: Readable
     slices: Slices
     shape: tuple[int, ...]
 
@@ -132,7 +152,7 @@ def _whole_files(source: Source) -> Iterator[_File]:
                 yield file_group, file, {name: parts[name] for name in names}
 
 
-def _members(name: str, tensor: StoredTensor) -> dict[str, _Part]:
+def _members(name: str, tensor: Readable) -> dict[str, _Part]:
     if not is_stack(name):
         return {name: _Part(tensor, tensor.all, tensor.shape)}
     return {
@@ -144,7 +164,7 @@ def _members(name: str, tensor: StoredTensor) -> dict[str, _Part]:
 def _encoded(parts: dict[str, _Part]) -> Iterator[Buffer]:
     """The bytes of a file that holds these parts of tensors."""
     specs = {name: Spec(part.tensor.spec.code, part.shape) for name, part in parts.items()}
-    return safetensors_file.encode_lazily(specs, lambda name: parts[name].tensor.read(parts[name].slices))
+    return safetensors_file.encode_pieces(specs, lambda name: parts[name].tensor.pieces(parts[name].slices))
 
 
 def _with_progress(pieces: Iterable[Buffer], bar: Any) -> Iterator[Buffer]:

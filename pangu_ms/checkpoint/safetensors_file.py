@@ -10,7 +10,7 @@ Source: https://github.com/huggingface/safetensors, README, section "Format".
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,16 @@ def encode_lazily(specs: dict[str, Spec], load: Callable[[str], np.ndarray]) -> 
         specs: dtype and shape of each tensor.
         load: returns a tensor by its name, in `Spec.dtype`; called when the tensor is written.
     """
+    return encode_pieces(specs, lambda name: (load(name),))
+
+
+def encode_pieces(specs: dict[str, Spec], load: Callable[[str], Iterable[np.ndarray]]) -> Iterator[Buffer]:
+    """As `encode`, for tensors that are larger than what may be in memory.
+
+    Args:
+        specs: dtype and shape of each tensor.
+        load: returns the pieces of a tensor by its name, in `Spec.dtype` and in the order of its values.
+    """
     # The widest dtypes come first, so that every tensor is aligned to its item size.
     order = sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))
     header: dict[str, Any] = {"__metadata__": _METADATA}
@@ -118,7 +128,8 @@ def encode_lazily(specs: dict[str, Spec], load: Callable[[str], np.ndarray]) -> 
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
     for name in order:
-        yield np.ascontiguousarray(load(name), specs[name].dtype).reshape(-1).view(np.uint8).data
+        for piece in load(name):
+            yield np.ascontiguousarray(piece, specs[name].dtype).reshape(-1).view(np.uint8).data
 
 
 def spec_of(name: str, array: np.ndarray) -> Spec:

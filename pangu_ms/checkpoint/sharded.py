@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from pangu_ms.checkpoint import safetensors_file
+from pangu_ms.checkpoint.lazy import Readable, Slices, Stored
 from pangu_ms.checkpoint.safetensors_file import Contents, Location, Spec
 from pangu_ms.core.errors import CheckpointError
 from pangu_ms.models.common.stacks import member_name, stack_of
@@ -24,7 +25,6 @@ from pangu_ms.parallel.layout import Layout
 from pangu_ms.parallel.plan import Plan, parameter_of
 
 Index = tuple[int, ...]
-Slices = tuple[slice, ...]
 LayoutOf = Callable[[int, str, tuple[int, ...]], Layout]
 """Called as `layout_of(rank, name, shape)`, with the tensor's name and shape in the file of that rank; returns the
 layout."""
@@ -33,28 +33,17 @@ RANK_FILE = re.compile(r"(.+)-rank-(\d{5,})\.safetensors")
 
 
 @dataclass(frozen=True)
-class StoredTensor:
+class StoredTensor(Readable):
     """A tensor on disk, whole or in slices of equal size."""
 
-    spec: Spec
-    """dtype and shape of the whole tensor."""
     slice_shape: tuple[int, ...]
     locations: dict[Index, Location]
     """Where each slice lies, by the index of the slice along each dimension."""
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the whole tensor."""
-        return self.spec.shape
-
-    @property
-    def all(self) -> Slices:
-        """The argument of `read` for the whole tensor."""
-        return tuple(slice(0, size) for size in self.shape)
-
-    def values(self) -> np.ndarray:
-        """The whole tensor; bfloat16 becomes float32."""
-        return self.spec.values(self.read(self.all))
+    def num_slices(self) -> int:
+        """See Readable."""
+        return len(self.locations)
 
     def read(self, wanted: Slices) -> np.ndarray:
         """Read a part of the tensor, in `spec.dtype`; no other part is read from the disk."""
@@ -69,9 +58,6 @@ class StoredTensor:
             source = tuple(slice(low - b, high - b) for (low, high), b in zip(overlap, begins))
             part[into] = self.locations[index].map(Spec(self.spec.code, self.slice_shape))[source]
         return part
-
-
-Stored = dict[str, StoredTensor]
 
 
 def whole(spec: Spec, location: Location) -> StoredTensor:

@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 
 from pangu_ms.checkpoint import commit, safetensors_file, sharded
+from pangu_ms.checkpoint.lazy import Stored
 from pangu_ms.checkpoint.step_directory import (
     MANIFEST,
     STEP,
@@ -108,7 +109,7 @@ class Checkpoint:
         """Names of the groups of tensors."""
         return [group for group in self.manifest["tensors"] if group != ROUTING]
 
-    def stored(self, group: str = "model") -> sharded.Stored:
+    def stored(self, group: str = "model") -> Stored:
         """The tensors of one group by name. They stay on the disk; each can be read on its own, or in parts.
 
         Raises:
@@ -118,7 +119,7 @@ class Checkpoint:
         self.require_not_quantized()
         return self.stored_as_is(group)
 
-    def stored_as_is(self, group: str = "model") -> sharded.Stored:
+    def stored_as_is(self, group: str = "model") -> Stored:
         """As `stored`, but with the tensors of a quantized checkpoint, which are not the model's; see quantized.py."""
         if group not in self.groups:
             raise CheckpointError(
@@ -360,10 +361,15 @@ def _open(path: Path, digests: bool, progress: bool) -> Checkpoint:
 def description(state: dict[str, Any], config: RunConfig, tokenizer: Path | None) -> Contents:
     """The files of a step that hold no tensors, without the manifest."""
     return {
-        STATE: [json_bytes({format_version.KEY: STATE_VERSION} | state)],
+        STATE: [state_bytes(state)],
         "config.yaml": [dump_config(config).encode()],
         **tokenizer_files(tokenizer),
     }
+
+
+def state_bytes(state: dict[str, Any]) -> bytes:
+    """The content of a step's state.json."""
+    return json_bytes({format_version.KEY: STATE_VERSION} | state)
 
 
 def tokenizer_files(tokenizer: Path | None) -> dict[str, list[bytes]]:

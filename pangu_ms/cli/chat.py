@@ -1,4 +1,5 @@
-"""`pangu chat`: a chat with a model in the terminal; if standard input is none, each of its lines is a message."""
+"""`pangu chat`: a chat with a model in the terminal, or by --url with a server of OpenAI's API; if standard input is no
+terminal, each of its lines is a message."""
 
 import contextlib
 import json
@@ -19,7 +20,7 @@ from pangu_ms.core.parser import Parser
 
 if TYPE_CHECKING:
     from pangu_ms.infer.sampling import SamplingConfig
-    from pangu_ms.serve.conversation import Answer, Conversation
+    from pangu_ms.serve.conversation import Answer, Backend, Conversation
     from pangu_ms.serve.models import ServedModel
 
 SAMPLED = ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
@@ -43,7 +44,11 @@ def build_parser() -> Parser:
     from pangu_ms.infer.sampling import SamplingConfig
 
     parser = Parser(prog="pangu chat", description=__doc__)
-    add_model(parser, _CHUNK)
+    add_model(parser, _CHUNK, nargs="?")
+    parser.add_argument("--url", metavar="URL", help="address of a server of OpenAI's API, instead of CHECKPOINT")
+    parser.add_argument("--model", metavar="NAME", help="with --url: the model there (default: the only one)")
+    text = "with --url: a file whose first key is sent to the server"
+    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help=text)
     parser.add_argument("--system", default="", metavar="TEXT", help="system message")
     text = "longest answer, in tokens; 0: as many as fit into the context"
     parser.add_argument("--max-new-tokens", type=int, default=0, metavar="N", help=text)
@@ -63,24 +68,63 @@ def main(argv: list[str]) -> int:
 
 
 def _run(args: Namespace) -> int:
-    runtime.quiet(args.verbose)
-    options.use_threads(args)
-    require_extra("serve", _PACKAGES)
     from pangu_ms.serve.conversation import Conversation
 
-    model = _open(args)
-    sampling, domain = _sampling(args, model.shape.max_length), model.domains.index(args.domain or "")
-    chat = Conversation(model, model.engine(), sampling, domain, args.system)
+    if args.max_new_tokens < 0:
+        raise GenerationError(f"--max-new-tokens {args.max_new_tokens}: must be at least 0; 0: as many as fit")
+    _require_one_backend(args)
+    chat = Conversation(_of_server(args) if args.url else _of_engine(args), args.system)
     if sys.stdin.isatty() and sys.stdout.isatty():
         return Terminal(chat, args.verbose).run(with_history=not args.no_history)
     return _read_pipe(chat, args.verbose)
 
 
+def _require_one_backend(args: Namespace) -> None:
+    """Raise GenerationError for options that have no meaning beside --url, or without it."""
+    if not args.url:
+        for name in ("model", "api_key_file"):
+            if getattr(args, name):
+                raise GenerationError(f"--{name.replace('_', '-')}: needs --url URL; leave it out")
+        if args.checkpoint is None:
+            raise GenerationError("CHECKPOINT is missing: name what to chat with, or --url URL of a server")
+        return
+    if args.checkpoint:
+        raise GenerationError(f"{args.checkpoint}: the server at --url has its own models; leave one of them out")
+    plain = build_parser()
+    for name in (*_OF_CHECKPOINTS, *_OF_PACKAGES, "chat_template", "threads"):
+        if getattr(args, name) != plain.get_default(name):
+            raise GenerationError(f"--{name.replace('_', '-')}: is the server's at --url; leave it out")
+
+
+def _of_server(args: Namespace) -> "Backend":
+    from pangu_ms.serve.api_keys import read_api_keys
+    from pangu_ms.serve.server_chat import ServerBackend
+
+    _sampling(args, 1 << 20)  # tells of values that cannot be
+    names = {"max_new_tokens": "max_tokens"}
+    fields: dict[str, object] = {"temperature": args.temperature}
+    plain = build_parser()
+    for name in ("max_new_tokens", *SAMPLED, "domain"):
+        if getattr(args, name) != plain.get_default(name):  # not every server has the others
+            fields[names.get(name, name)] = getattr(args, name)
+    key = read_api_keys(args.api_key_file)[0] if args.api_key_file else ""
+    return ServerBackend(args.url, args.model or "", fields, key)
+
+
+def _of_engine(args: Namespace) -> "Backend":
+    runtime.quiet(args.verbose)
+    options.use_threads(args)
+    require_extra("serve", _PACKAGES)
+    from pangu_ms.serve.engine_chat import EngineBackend
+
+    model = _open(args)
+    sampling, domain = _sampling(args, model.shape.max_length), model.domains.index(args.domain or "")
+    return EngineBackend(model, model.engine(), sampling, domain)
+
+
 def _sampling(args: Namespace, max_length: int) -> "SamplingConfig":
     from pangu_ms.infer.sampling import SamplingConfig
 
-    if args.max_new_tokens < 0:
-        raise GenerationError(f"--max-new-tokens {args.max_new_tokens}: must be at least 0; 0: as many as fit")
     return SamplingConfig(args.max_new_tokens or max_length, **{name: getattr(args, name) for name in SAMPLED})
 
 
@@ -160,7 +204,7 @@ class Session:
         elif name == "/save":
             if not rest:
                 raise OutputError("/save: names no file; write /save FILE")
-            content = {"model": self.chat.model.name, "messages": self.chat.all_messages()}
+            content = {"model": self.chat.backend.name, "messages": self.chat.all_messages()}
             files.write_new(Path(rest).expanduser(), json.dumps(content, ensure_ascii=False, indent=2) + "\n")
             show(f"{rest}: {len(content['messages'])} messages")
         else:
@@ -179,9 +223,10 @@ class Session:
         self._comment(answer)
 
     def _comment(self, answer: "Answer") -> None:
-        most = self.chat.model.shape.max_length
         if answer.dropped and not self._said_dropped:
-            tell(f"pangu chat: longer than the context of {most} tokens: from now on the oldest turns are dropped")
+            most = self.chat.backend.context
+            context = f"context of {most} tokens" if most else "context"
+            tell(f"pangu chat: longer than the {context}: from now on the oldest turns are dropped")
             self._said_dropped = True
         if answer.finish_reason == "length":
             tell("pangu chat: the answer was cut off: no more tokens")
@@ -250,7 +295,7 @@ class Terminal:
     def run(self, with_history: bool) -> int:
         """Read lines until the end; returns the exit code."""
         chat = self._session.chat
-        show(f"{chat.model.name}: /help lists the commands; Ctrl-C stops an answer, Ctrl-D ends the chat")
+        show(f"{chat.backend.name}: /help lists the commands; Ctrl-C stops an answer, Ctrl-D ends the chat")
         with _line_editing(with_history):
             interrupted = False
             while True:

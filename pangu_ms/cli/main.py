@@ -24,6 +24,7 @@ GROUPS = {
     "use": {
         "eval": ("pangu_ms.cli.eval", "held-out perplexity, compared with unigram and bigram models"),
         "tasks": ("pangu_ms.cli.tasks", "benchmark tasks: scores beside those of the PanGu-alpha paper"),
+        "harness": ("pangu_ms.cli.harness", "tasks of lm-eval for models of ours, and tasks of ours for lm-eval"),
         "generate": ("pangu_ms.cli.generate", "continue prompts from a checkpoint"),
         "score": ("pangu_ms.cli.score", "log-probabilities of given continuations and texts"),
         "chat": ("pangu_ms.cli.chat", "a chat with a model in the terminal"),

@@ -55,10 +55,11 @@ def build_parser() -> Parser:
     return parser
 
 
-def add_model(parser: Parser, chunk: int) -> None:
-    """The model that `pangu serve` and `pangu chat` open, and how; `chunk` is the default of --chunk."""
+def add_model(parser: Parser, chunk: int, nargs: str | None = None) -> None:
+    """The model that `pangu serve` and `pangu chat` open, and how; `chunk` is the default of --chunk, `nargs` that of
+    CHECKPOINT."""
     text = "a run directory, a checkpoint, or a package written by `pangu export`"
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=text)
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", nargs=nargs, help=text)
     options.add_overrides(parser)
     parser.add_argument("--chunk", type=int, default=chunk, help="prompt tokens per step")
     text = "longest prompt and continuation (of a chat, all of it), in tokens; 0: the model's context"
@@ -90,8 +91,8 @@ def _run(args: Namespace) -> int:
 
     import logging
 
+    from pangu_ms.serve.api_keys import read_api_keys, readable_by_others
     from pangu_ms.serve.app import Settings
-    from pangu_ms.serve.limits import read_api_keys, readable_by_others
     from pangu_ms.serve.models import Models
     from pangu_ms.serve.run import listen, run
 

@@ -1,4 +1,4 @@
-"""`pangu tasks run`: give tasks to a checkpoint, and compare its scores with those that were published.
+"""`pangu tasks run`: give tasks to a checkpoint, or to the model of a server; compare its scores with published ones.
 
 Scores of a task are written to OUTPUT/results.json, and a line for each item to OUTPUT/records. The same command goes
 on where it was interrupted, and other tasks can be added to the same directory.
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pangu_ms.cli import options, tasks_options
+from pangu_ms.cli.evaluated_model import add_model, open_model
 from pangu_ms.core import runtime
 from pangu_ms.core.console import tell
 from pangu_ms.core.parser import Parser, RawHelp
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
 def build_parser() -> Parser:
     """The action's options."""
     parser = Parser(prog="pangu tasks run", description=__doc__, formatter_class=RawHelp)
-    options.add_checkpoint(parser)
-    options.add_overrides(parser)
+    add_model(parser)
     text = "names from `pangu tasks list`, such as c3,tnews or cmnli@figure10; all: every one"
     parser.add_argument("--tasks", required=True, metavar="NAME,...", help=text)
     tasks_options.add_prompts(parser)
@@ -32,10 +32,6 @@ def build_parser() -> Parser:
     text = "directory for scores and records; the same command goes on in it"
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help=text)
     options.add_json(parser, "print results.json")
-    options.add_batch_size(parser, "slots: largest number of prompts that are continued at a time")
-    options.add_weights(parser)
-    options.add_own_tokenizer(parser)
-    options.add_domain(parser, "domain of all prompts (default: the model's own default)")
     options.add_verbose(parser)
     parser.set_defaults(run=_run)
     return parser
@@ -45,18 +41,15 @@ def _run(args: Namespace) -> int:
     sections, notes = tasks_options.sections(args, args.tasks, args.skip_missing)
     runtime.quiet(args.verbose)
 
-    from pangu_ms.checkpoint.model import checkpoint_config
-    from pangu_ms.checkpoint.store import open_checkpoint
     from pangu_ms.eval.tasks.model import LocalModel
     from pangu_ms.eval.tasks.run import Run
 
-    checkpoint = open_checkpoint(args.checkpoint)
-    config = checkpoint_config(checkpoint, args.overrides)
-    model = LocalModel(checkpoint, config, args.weights, args.tokenizer, args.batch_size, args.domain or "")
+    model = open_model(args)
+    step = model.checkpoint.step if isinstance(model, LocalModel) else None
     for note in notes:
         tell(f"pangu tasks: {note}")
     begin = time.monotonic()
-    with Run(args.output, model, sections, checkpoint.step) as run:
+    with Run(args.output, model, sections, step) as run:
         run.ask(progress=not args.json)
         results = run.results()
     if run.asked:

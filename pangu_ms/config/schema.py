@@ -222,6 +222,15 @@ class TrainConfig:
     """Steps between evaluations on the held-out records; 0: only at the end."""
     eval_batches: Int = 50
     """Batches of held-out records per evaluation."""
+    eval_tasks: list[str] = field(default_factory=list)
+    """Benchmark tasks that the model is scored on while it is trained, such as [c3, tnews], or files of tasks: those of
+    log-probabilities, without demonstrations. `pangu tasks list` shows what there is."""
+    eval_tasks_every: Int = 0
+    """Steps between these evaluations; 0: only at the end."""
+    eval_tasks_items: Int = 200
+    """First items of each task that are asked; 0 asks all."""
+    eval_tasks_data: str = ""
+    """Directory with the files of the tasks."""
     save_every: Int = 0
     """Steps between checkpoints; 0: only at the end."""
     keep_checkpoints: Int = 2
@@ -232,6 +241,8 @@ class TrainConfig:
         require_not_negative(
             self,
             eval_every="means only at the end",
+            eval_tasks_every="means only at the end",
+            eval_tasks_items="asks all",
             save_every="means only at the end",
             keep_checkpoints="keeps all",
             seed="is the smallest",
@@ -284,6 +295,14 @@ class RunConfig:
             "offload.experts",
             f": keeps experts in the memory of one process; the plan has {self.parallel.world} ranks; use one, or"
             " switch it off",
+        )
+        require(
+            not self.train.eval_tasks
+            or not self.offload.experts
+            and (self.runtime.device == "CPU" or self.parallel.world == 1),
+            "train.eval_tasks",
+            f"={self.train.eval_tasks}: no process of this run has the whole model in its memory; use [], and score its"
+            " checkpoints",
         )
         samples = self.data.samples_per_domain
         require(

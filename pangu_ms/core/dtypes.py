@@ -57,14 +57,20 @@ def cast(
         CheckpointError: a tensor of another kind, or a value that is not finite or not representable.
     """
     return {
-        name: array if name in integers and array.dtype.kind == "i" else _cast(where, name, array, dtype)
+        name: array if name in integers and array.dtype.kind == "i" else cast_one(where, name, array, dtype)
         for name, array in tensors.items()
     }
 
 
-def _cast(where: str, name: str, array: np.ndarray, dtype: str) -> np.ndarray:
-    if array.dtype.kind != "f" and array.dtype != BFLOAT16:
-        raise CheckpointError(f"{where}: {name} has dtype {array.dtype}; weights are floating-point; convert it first")
+def require_floating(where: str, name: str, dtype: np.dtype) -> None:
+    """Raise CheckpointError unless a tensor's dtype is floating-point."""
+    if dtype.kind != "f" and dtype != BFLOAT16:
+        raise CheckpointError(f"{where}: {name} has dtype {dtype}; weights are floating-point; convert it first")
+
+
+def cast_one(where: str, name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+    """Cast one tensor, or a part of it; see `cast`."""
+    require_floating(where, name, array.dtype)
     if name_of(array.dtype) == dtype:
         made = array
     else:

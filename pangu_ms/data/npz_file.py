@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -30,7 +30,7 @@ _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0
 _KINDS, _PART = "biufcU", 1 << 24  # numpy's codes of the dtypes that are read, and the bytes per read
 # The classes are many because headers are Python literals, and members may be encrypted or compressed by a method that
 # zipfile does not know.
-_ERRORS: tuple[type[Exception], ...] = (
+ERRORS: tuple[type[Exception], ...] = (
     ValueError,
     OSError,
     EOFError,
@@ -75,7 +75,7 @@ def read_hashed(path: Path, names: Iterable[str] | None = None) -> tuple[dict[st
         raise ValueError(f"has no {error}") from None
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from None
-    except _ERRORS as error:
+    except ERRORS as error:
         raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from None
 
 
@@ -97,10 +97,7 @@ def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
 def _array(archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> np.ndarray:
     """Read one array, after checking that its header agrees with the size of its data."""
     with archive.open(info) as member:
-        version = npy.read_magic(member)
-        if version not in _HEADERS:
-            raise ValueError(f"{name} is of version {version} of numpy's form")
-        shape, in_columns, dtype = _HEADERS[version](member)
+        shape, in_columns, dtype = read_header(name, member)
         if dtype.kind not in _KINDS:
             raise ValueError(f"{name} holds {dtype}; must be numbers, booleans or texts")
         size = math.prod(shape)
@@ -112,6 +109,18 @@ def _array(archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> np.nda
             at += len(part)
     array = raw.view(dtype) if raw.size else np.empty(size, dtype)
     return array.reshape(shape, order="F" if in_columns else "C")
+
+
+def read_header(name: str, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether the first dimension varies fastest, and dtype of a .npy file, which is left at its first value.
+
+    Raises:
+        ValueError: it is of an unknown version; damaged headers raise any of ERRORS.
+    """
+    version = npy.read_magic(file)
+    if version not in _HEADERS:
+        raise ValueError(f"{name} is of version {version} of numpy's form")
+    return _HEADERS[version](file)
 
 
 def to_npz(fields: dict[str, Any]) -> bytes:

@@ -1,5 +1,6 @@
 """What a request asks for, and the continuation that it has so far: tokens, text, stop strings, log-probabilities."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from pangu_ms.core.errors import GenerationError
 from pangu_ms.data.tokenizer import StreamDecoder, Tokenizer
-from pangu_ms.infer.sampling import Guide, Sampler, SamplingConfig, log_softmax
+from pangu_ms.infer.sampling import Guide, GuideError, Sampler, SamplingConfig, log_softmax
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Request:
         predicted_tokens: how many tokens the continuation is expected to have, for the scheduler.
         template: what the prompt was made from, for predictors of lengths.
         guide: makes what says which tokens may come; it is called when the continuation begins.
+        prompt_logprobs: as `SamplingConfig.logprobs`, for the tokens of the prompt.
+        prompt_only: whether it ends behind its prompt, without a new token.
     """
 
     prompt: tuple[int, ...]
@@ -36,6 +39,8 @@ class Request:
     predicted_tokens: float | None = None
     template: str = ""
     guide: Callable[[], Guide] | None = None
+    prompt_logprobs: int = -1
+    prompt_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,10 @@ class Continuation:
         begins: for each of them, the length of the text before it.
         cached_tokens: tokens of the prompt that were copied instead of computed.
         logprobs: for each of them, if `sampling.logprobs` asks for them.
+        prompt_logprobs: those of the tokens of the prompt but the first, if `request.prompt_logprobs` asks for them.
         finish_reason: "stop" (at a stop token or text), "length", "cancelled" or "error"; "" until it ends.
         error: what went wrong.
+        of_request: whether the request is at fault.
     """
 
     request: Request
@@ -88,8 +95,10 @@ class Continuation:
     begins: list[int] = field(default_factory=list)
     cached_tokens: int = 0
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: str = ""
     error: str = ""
+    of_request: bool = False
 
     def __post_init__(self) -> None:
         sampling = self.request.sampling
@@ -114,20 +123,34 @@ class Continuation:
             stop_ids=self.stop_ids,
             guide=request.guide() if request.guide else None,
         )
-        self.text, self.ids, self.begins, self.logprobs = "", [], [], []
+        self.text, self.ids, self.begins, self.logprobs, self.prompt_logprobs = "", [], [], [], []
 
-    def choose(self, logits: np.ndarray, room: int) -> int:
+    def read(self, logits: np.ndarray) -> None:
+        """Take the logits float32 [n, V] behind the next n tokens of the prompt, in order."""
+        first = len(self.prompt_logprobs) + 1
+        for row, token in zip(logits, self.request.prompt[first : first + len(logits)]):
+            self.prompt_logprobs.append(token_logprobs(row, token, self.request.prompt_logprobs))
+
+    def choose(self, logits: np.ndarray, room: int) -> None:
         """Choose the next token from logits float32 [V], and add it; it is the last one if only `room` tokens fit in
         all. Logits that are no numbers end the continuation with an error."""
         try:
+            if not self.ids and not all(math.isfinite(one.chosen) for one in self.prompt_logprobs):
+                raise GenerationError(
+                    f"prompt {self.request.index + 1}: the log-probabilities of its tokens must be numbers; the weights"
+                    " are damaged or overflow: use another checkpoint, or float32 (model.compute_dtype=float32)"
+                )
+            if self.request.prompt_only:
+                self.finish_reason = "length"
+                return
             token = self.sampler.choose(logits)
         except GenerationError as error:
             self.finish_reason, self.error = "error", str(error)
-            return 0
+            self.of_request = isinstance(error, GuideError)
+            return
         if self.request.sampling.logprobs >= 0:
             self.logprobs.append(token_logprobs(logits, token, self.request.sampling.logprobs))
         self.add(token, room)
-        return token
 
     def add(self, token: int, room: int) -> None:
         """Add a token."""

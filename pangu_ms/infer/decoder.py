@@ -2,7 +2,7 @@
 position of its own. numpy only, apart from the call of the graph."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,7 @@ class Decoder:
         shape: GraphShape,
         domains: Domains = NO_DOMAINS,
         caches: Sequence[Any] = (),
+        compiling: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ):
         """Wrap a graph.
 
@@ -87,9 +88,13 @@ class Decoder:
             shape: the static shapes of `graph`.
             domains: the domains that the model tells apart.
             caches: the parameters of `graph` that hold keys and values, slot after slot.
+            compiling: context for the first call of `append_with_all_logits`, which compiles a graph: of the compile
+                cache.
         """
         self.graph, self.shape, self.domains, self.caches = graph, shape, domains, caches
-        self._repeat: Callable[..., Any] | None = None
+        self._compiling = compiling
+        self._repeat: dict[int, Callable[..., Any]] = {}
+        """What calls the compiled graphs, by their rows with logits."""
         self.lengths = np.zeros(shape.batch_size, np.int32)
         self._domain_of_slot = np.zeros(shape.batch_size, np.int32)
 
@@ -109,6 +114,33 @@ class Decoder:
             Logits [S, V] float32. Those of a slot in `tokens` or `chunk` are behind its last new token; all others mean
             nothing.
         """
+        return self._append(tokens, chunk)
+
+    @property
+    def has_all_logits(self) -> bool:
+        """Whether there is `append_with_all_logits`: not where the graph is a MindIR, whose shapes are fixed."""
+        return getattr(self.graph, "takes_more_rows", False)
+
+    def append_with_all_logits(
+        self, tokens: Mapping[int, int], chunk: tuple[int, Sequence[int]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `append`, with the logits behind each token of the chunk. The first call compiles another graph.
+
+        Returns:
+            Logits [S, V] as those of `append`, and [tokens of the chunk, V], float32.
+        """
+        size, every = self.shape.batch_size, self.shape.batch_size + self.shape.chunk
+        with nullcontext() if every in self._repeat else self._compiling():
+            logits = self._append(tokens, chunk, range(size, every))
+        return logits[:size], logits[size : size + len(chunk[1])]
+
+    def _append(
+        self,
+        tokens: Mapping[int, int],
+        chunk: tuple[int, Sequence[int]] | None,
+        further_rows: Sequence[int] = (),
+    ) -> np.ndarray:
+        """`append`; behind the logits of the slots come those of `further_rows`."""
         size = self.shape.batch_size
         ids, positions = np.zeros(size + self.shape.chunk, np.int32), np.full(size + self.shape.chunk, -1, np.int32)
         last = np.arange(size, dtype=np.int32)
@@ -119,7 +151,10 @@ class Decoder:
             rows, begin = slice(size, size + len(of_chunk)), self.lengths[chunk_slot]
             ids[rows], positions[rows] = of_chunk, np.arange(begin, begin + len(of_chunk))
             last[chunk_slot] = rows.stop - 1
-        logits = self._call(ids, positions, last, np.array([chunk_slot], np.int32), np.array(len(of_chunk) > 0))
+        rows_of_logits = np.concatenate([last, np.asarray(further_rows, np.int32)])
+        logits = self._call(
+            ids, positions, rows_of_logits, np.array([chunk_slot], np.int32), np.array(len(of_chunk) > 0)
+        )
         self.lengths[slots] += 1
         self.lengths[chunk_slot] += len(of_chunk)
         return logits
@@ -202,10 +237,9 @@ class Decoder:
 
         if self.domains.names:
             arrays += (self._domain_of_slot,)
-        inputs = tuple(Tensor(a) for a in arrays)
-        if self._repeat is None:
-            logits = self.graph(*inputs)
-            self._repeat = repeated_call(self.graph)
-        else:
-            logits = self._repeat(*inputs)
+        inputs, rows = tuple(Tensor(a) for a in arrays), len(arrays[2])
+        if rows in self._repeat:
+            return self._repeat[rows](*inputs).asnumpy()
+        logits = self.graph(*inputs)
+        self._repeat[rows] = repeated_call(self.graph)
         return logits.asnumpy()

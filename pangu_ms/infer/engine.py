@@ -89,7 +89,7 @@ class Engine:
 
         Raises:
             GenerationError: the prompt is empty, leaves no room for a new token or has a token that is none, there is
-                no such domain, or the bias is of no token.
+                no such domain, the bias is of no token, or a package has no log-probabilities of prompts.
         """
         where = request.index + 1
         self.decoder.shape.require_room_for(len(request.prompt), where)
@@ -101,6 +101,11 @@ class Engine:
                     " model's tokenizer"
                 )
         self.decoder.domains.require_index(request.domain, f"prompt {where}: ")
+        if request.prompt_logprobs >= 0 and not self.decoder.has_all_logits:
+            raise GenerationError(
+                "there are no log-probabilities of prompts: the graph of a MindIR package computes the logits of last"
+                " tokens alone; use the checkpoint that the package was made from"
+            )
         continuation = Continuation(request, self.tokenizer)
         number, self._submitted = self._submitted, self._submitted + 1
         self.table.submit(
@@ -144,7 +149,11 @@ class Engine:
         plan = self._plan()
         chunk = self._chunk_of(plan)
         tokens = {slot: self._of_slot(slot).ids[-1] for slot in plan.decode}
-        logits = self.decoder.append(tokens, chunk)
+        if chunk and self._of_slot(chunk[0]).request.prompt_logprobs >= 0:
+            logits, of_chunk = self.decoder.append_with_all_logits(tokens, chunk)
+            self._of_slot(chunk[0]).read(of_chunk)
+        else:
+            logits = self.decoder.append(tokens, chunk)
         self._count(plan)
         if self.prefixes:
             for slot, token in tokens.items():
@@ -210,6 +219,8 @@ class Engine:
         running = self._running(plan.prefill.slot)
         continuation = self._continuations[running.id]
         request = continuation.request
+        if request.prompt_logprobs >= 0:  # each token's logits are wanted
+            return False
         source, length = self.prefixes.find(request.prompt, request.domain, running.slot)
         if length <= running.prefilled:
             return False
@@ -251,7 +262,7 @@ class Engine:
             running, continuation = self._running(slot), self._of_slot(slot)
             room = self.table.most_new_tokens(running.id)
             continuation.choose(logits[slot], room)
-            self.counts.new_tokens += 1
+            self.counts.new_tokens += not continuation.request.prompt_only
             if continuation.finish_reason:
                 stopped.append(slot)
             if continuation.error:

@@ -2,6 +2,7 @@
 after all checks."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -72,9 +73,6 @@ def load_decoder(
         fill_packed(checkpoint, graph.model, model, weights)
     else:
         fill_from(checkpoint, graph.model, model)
-    decoder = Decoder(graph, shape, domains_of(model), graph.caches())
-    if not generates:
-        return decoder
     identity = {
         "graph": "append to slots",
         "model": config_to_dict(config)["model"],
@@ -82,6 +80,11 @@ def load_decoder(
         "weights": weights,
         "device": config.runtime.device,
     }
+    all_logits = identity | {"graph": "append to slots, with all logits"}
+    compiling = functools.partial(cached_compile, config.runtime.compile_cache, all_logits)
+    decoder = Decoder(graph, shape, domains_of(model), graph.caches(), compiling)
+    if not generates:
+        return decoder
     with cached_compile(config.runtime.compile_cache, identity):
         decoder.prefill([[0]])  # the first call compiles the graph
     return decoder

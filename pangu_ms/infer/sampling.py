@@ -140,11 +140,19 @@ def _largest_by_bins(logits: np.ndarray, p: float) -> np.ndarray | None:
     return kept
 
 
+class GuideError(GenerationError):
+    """No token of the vocabulary continues what a guide asks for."""
+
+
 class Guide(Protocol):
     """What a continuation may be, such as a JSON value."""
 
     def allowed(self) -> np.ndarray:
-        """bool [n], n <= V: the tokens that may come next, stop tokens included; all others are barred."""
+        """bool [n], n <= V: the tokens that may come next, stop tokens included; all others are barred.
+
+        Raises:
+            GuideError: none may.
+        """
 
     def accept(self, token: int) -> None:
         """The next token is this one."""

@@ -40,8 +40,9 @@ from pangu_ms.serve.protocol import (
     ModelList,
     TokenizeRequest,
 )
-from pangu_ms.serve.requests import chat_ids, chat_requests, completion_requests
+from pangu_ms.serve.requests import MakeGuide, chat_ids, chat_requests, completion_requests
 from pangu_ms.serve.settings import Limits
+from pangu_ms.serve.structured import asks_for_a_form
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -79,13 +80,22 @@ class Server:
 
     def __init__(self, models: Models, thread: EngineThread, metrics: Metrics, settings: Settings):
         self.models, self.thread, self.metrics, self.settings = models, thread, metrics, settings
+        self._compiling: anyio.CapacityLimiter | None = None
+
+    async def guide(self, model: ServedModel, body: CompletionRequest | ChatRequest) -> MakeGuide | None:
+        """What makes the guide of a request. Forms are compiled one after the other: other requests neither wait for a
+        thread nor lose the processors to them."""
+        if not asks_for_a_form(body):
+            return None
+        self._compiling = self._compiling or anyio.CapacityLimiter(1)
+        return await anyio.to_thread.run_sync(model.grammars.of, body, limiter=self._compiling)
 
     async def answer(
         self, request: Request, requests: list[EngineRequest], form: Form, stream: bool, begun: float
     ) -> Response:
         """Generate, and answer as a whole or as a stream."""
         name = form.model.name
-        answers = self.thread.submit(name, requests)
+        answers = self.thread.submit(name, requests, stream)
         self.metrics.prompt_tokens.labels(name).inc(form.usage().prompt_tokens)
         if self.settings.log_requests:
             for one in requests:
@@ -107,8 +117,9 @@ class Server:
                 return _json(whole)
             # Errors before the first token have a status of their own.
             first = await self._unless_gone(request, name, anext(updates))
-            if first.error:
-                raise first.error
+            for update in first:
+                if update.error:
+                    raise update.error
             return EventStream(_sse(form.events(_chain(first, updates))), ended)
         except BaseException:
             answers.cancel()
@@ -158,18 +169,20 @@ _NO_BUFFERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxie
 _STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 
 
-async def _chain(first: Update, rest: AsyncIterator[Update]) -> AsyncIterator[Update]:
+async def _chain(first: Sequence[Update], rest: AsyncIterator[Sequence[Update]]) -> AsyncIterator[Sequence[Update]]:
     yield first
     async for one in rest:
         yield one
 
 
-async def _sse(events: AsyncIterator[BaseModel]) -> AsyncIterator[bytes]:
+async def _sse(events: AsyncIterator[Sequence[BaseModel]]) -> AsyncIterator[bytes]:
     """The lines of events; an error is the last one."""
     try:
-        async for event in events:
+        async for together in events:
             # As OpenAI does, without the fields that say nothing.
-            yield b"data: " + event.model_dump_json(exclude_unset=True).encode() + b"\n\n"
+            lines = [f"data: {event.model_dump_json(exclude_unset=True)}\n\n" for event in together]
+            if lines:
+                yield "".join(lines).encode()
     except ApiError as error:
         yield b"data: " + json.dumps(error.body()).encode() + b"\n\n"
     yield b"data: [DONE]\n\n"
@@ -237,7 +250,8 @@ def _add_generation(app: FastAPI, server: Server) -> None:
         """Continue texts."""
         begun, model = time.monotonic(), server.models.find(body.model)
         server.thread.require_ready()
-        requests, texts = await _in_thread(completion_requests, model, body, most)
+        guide = await server.guide(model, body)
+        requests, texts = await _in_thread(completion_requests, model, body, most, guide)
         form = CompletionForm(model, requests, _with_usage(body), echoes=texts if body.echo else ())
         return await server.answer(request, requests, form, bool(body.stream), begun)
 
@@ -246,8 +260,10 @@ def _add_generation(app: FastAPI, server: Server) -> None:
         """Answer the last message of a chat."""
         begun, model = time.monotonic(), server.models.find(body.model)
         server.thread.require_ready()
-        requests = await _in_thread(chat_requests, model, body, most)
-        form = ChatForm(model, requests, _with_usage(body))
+        guide = await server.guide(model, body)
+        requests = await _in_thread(chat_requests, model, body, most, guide)
+        calls = bool(body.tools) and body.tool_choice != "none"
+        form = ChatForm(model, requests, _with_usage(body), with_calls=calls)
         return await server.answer(request, requests, form, bool(body.stream), begun)
 
 
@@ -291,6 +307,7 @@ def _add_information(app: FastAPI, server: Server) -> None:
         except DataError as error:
             raise ApiError(400, str(error), param="tokens") from None
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> dict[str, str]:
         """Whether the process works."""
@@ -298,6 +315,7 @@ def _add_information(app: FastAPI, server: Server) -> None:
             raise internal_error("The engine has stopped.")
         return {"status": thread.state}
 
+    @app.head("/ready", include_in_schema=False)
     @app.get("/ready")
     async def ready() -> dict[str, str]:
         """Whether requests are taken."""
@@ -316,6 +334,9 @@ def _card(model: ServedModel) -> ModelCard:
         created=model.created,
         max_model_len=model.shape.max_length,
         domains=list(model.domains.names),
+        vocab_size=model.tokenizer.vocab_size,
+        eod_token_id=model.tokenizer.eod_id,
+        unk_token_id=model.tokenizer.unk_id,
     )
 
 

@@ -27,8 +27,13 @@ from pangu_ms.data.tokenizer import Tokenizer
 BUNDLED = ("openpangu", "plain")
 _TURN = ("[unused9]", "[unused10]")  # begin and end of a turn of openPangu
 _THINKING = (("[unused16]", "[unused17]"), ("<think>", "</think>"))  # openPangu; others
-Thinking = tuple[int, int]
-"""Tokens at the beginning and at the end of a reasoning."""
+_CALLS = (  # openPangu 1, openPangu 2; others
+    ("[unused11]", "[unused12]"),
+    ("<|tool_call_start|>", "<|tool_call_end|>"),
+    ("<tool_call>", "</tool_call>"),
+)
+Marks = tuple[int, int]
+"""Tokens at the beginning and at the end of a reasoning, or of calls of tools."""
 
 
 class TemplateError(GenerationError):
@@ -43,6 +48,7 @@ class ChatTemplate:
         takes_tools: whether it shows tools to the model.
         stop_ids: tokens that end an answer, besides those of the tokenizer.
         thinking: the tokens around a reasoning, or None.
+        calls: the tokens around calls of tools, which are JSON, or None.
     """
 
     def __init__(self, source: str, tokenizer: Tokenizer, where: str):
@@ -74,8 +80,14 @@ class ChatTemplate:
         }
         ends = (sep if "end_of_turn" in names else "", _TURN[1] if _TURN[1] in source else "")
         self.stop_ids = tuple(self._markers[end] for end in ends if end in self._markers)
-        known = [pair for pair in _THINKING if all(piece in self._markers for piece in pair)]
-        self.thinking: Thinking | None = (self._markers[known[0][0]], self._markers[known[0][1]]) if known else None
+        self.thinking, self.calls = self._first_known(_THINKING), self._first_known(_CALLS)
+
+    def _first_known(self, pairs: Sequence[tuple[str, str]]) -> Marks | None:
+        """The first of the pairs that the vocabulary has."""
+        for begin, end in pairs:
+            if begin in self._markers and end in self._markers:
+                return self._markers[begin], self._markers[end]
+        return None
 
     def encode(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None, generate: bool = True
@@ -101,15 +113,34 @@ class ChatTemplate:
         )
         for safe, message in zip(protected["messages"], messages):
             safe["role"] = message["role"]  # templates compare it; the server has checked it
+        text = self._rendered(protected, generate)
+        return (*self._with_first(self._ids(text, guard)),)
+
+    def render(self, messages: Sequence[Mapping[str, Any]], generate: bool = True) -> str:
+        """The text of a chat whose texts are trusted, such as those of a benchmark, for `encode_prompt`: special pieces
+        are spelt out, and a text may spell one.
+
+        Raises:
+            TemplateError: the template does not take such messages.
+        """
+        return self._rendered({"messages": [dict(message) for message in messages], "tools": None}, generate)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a text that `render` made, or of the beginning of one."""
+        return self._with_first(self._ids(text, ""))
+
+    def _with_first(self, ids: list[int]) -> list[int]:
+        """Ids that begin as every prompt of the model does."""
+        first = self._tokenizer.first_ids
+        return ids if tuple(ids[: len(first)]) == first else [*first, *ids]
+
+    def _rendered(self, variables: Mapping[str, Any], generate: bool) -> str:
         try:
-            text = self._template.render(**protected, **self._variables, add_generation_prompt=generate)
+            return self._template.render(**variables, **self._variables, add_generation_prompt=generate)
         except TemplateError:
             raise
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             raise TemplateError(f"messages: the model's chat template does not take them: {error}") from None
-        ids = self._ids(text, guard)
-        first = self._tokenizer.first_ids
-        return (*ids,) if tuple(ids[: len(first)]) == first else (*first, *ids)
 
     def _guarded(self, guard: str) -> Callable[[str], str]:
         """A function that protects a client's text. White space at its ends stays outside, where templates strip it."""

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pangu_ms.core.errors import GenerationError
-from pangu_ms.infer.continuation import Continuation, Piece, Request
+from pangu_ms.infer.continuation import Continuation, Piece, Request, TokenLogprobs
 from pangu_ms.infer.engine import Engine
 from pangu_ms.serve.errors import ApiError, internal_error, overloaded
 from pangu_ms.serve.settings import Limits
 
 log = logging.getLogger(__name__)
 _CHECK_SECONDS = 0.05  # between two looks at the times of requests
+_OBSERVE_SECONDS = 0.25  # until asyncio's thread learns of steps that bring it nothing else
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Update:
         cached_tokens: of its prompt, which were not computed anew.
         finish_reason: "" until it ends; "stop" or "length".
         error: why it ends without a result.
+        prompt_logprobs: in its first update, of the tokens of the prompt but the first, if they were asked for.
     """
 
     choice: int
@@ -44,6 +46,7 @@ class Update:
     cached_tokens: int = 0
     finish_reason: str = ""
     error: ApiError | None = None
+    prompt_logprobs: Sequence[TokenLogprobs] = ()
 
 
 class Observer(Protocol):
@@ -64,31 +67,39 @@ class _Running:
     choice: int
     number: int = -1
     first: float | None = None
+    told: bool = False
+    """Whether there was an update."""
 
 
 class Answers:
-    """The continuations of one API request; iterates over their updates until all have ended.
+    """The continuations of one API request; iterates over their updates, those of a step together, until all have
+    ended.
 
     Attributes:
         model: name of the model.
+        stream: whether there is an update behind each token, or only one at the end of each continuation.
         submitted: when they were asked for, on the monotonic clock.
     """
 
-    def __init__(self, thread: "EngineThread", model: str, requests: Sequence[Request]):
-        self.model, self.requests = model, requests
+    def __init__(self, thread: "EngineThread", model: str, requests: Sequence[Request], stream: bool):
+        self.model, self.requests, self.stream = model, requests, stream
         self._thread, self._unfinished = thread, set(range(len(requests)))
-        self._updates: asyncio.Queue[Update] = asyncio.Queue()
+        self._updates: list[Update] = []
+        self._waits: asyncio.Future[None] | None = None
         self.submitted = time.monotonic()
 
-    def __aiter__(self) -> AsyncIterator[Update]:
+    def __aiter__(self) -> AsyncIterator[list[Update]]:
         return self._iterate()
 
-    async def _iterate(self) -> AsyncIterator[Update]:
+    async def _iterate(self) -> AsyncIterator[list[Update]]:
         ended = 0
         while ended < len(self.requests):
-            update = await self._updates.get()
-            ended += bool(update.finish_reason or update.error)
-            yield update
+            if not self._updates:
+                self._waits = asyncio.get_running_loop().create_future()
+                await self._waits
+            updates, self._updates = self._updates, []
+            ended += sum(bool(update.finish_reason or update.error) for update in updates)
+            yield updates
 
     def put(self, update: Update) -> None:
         """Add an update; in asyncio's thread."""
@@ -96,7 +107,12 @@ class Answers:
             return
         if update.finish_reason or update.error:
             self._end(update.choice)
-        self._updates.put_nowait(update)
+        self._add(update)
+
+    def _add(self, update: Update) -> None:
+        self._updates.append(update)
+        if self._waits and not self._waits.done():
+            self._waits.set_result(None)
 
     def cancel(self) -> None:
         """End what has not ended; nobody waits for it any more. A second call does nothing."""
@@ -111,7 +127,7 @@ class Answers:
         unfinished = list(self._unfinished)
         self.cancel()
         for choice in unfinished:
-            self._updates.put_nowait(Update(choice, Piece(), error=error))
+            self._add(Update(choice, Piece(), error=error))
 
     def _end(self, choice: int) -> None:
         self._unfinished.discard(choice)
@@ -149,9 +165,11 @@ class EngineThread:
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._running: dict[tuple[str, int], _Running] = {}
         self._outbox: list[Callable[[], None]] = []
+        self._steps: list[tuple[str, int, float]] = []
+        """The steps that the observer was not told of: name, new tokens, seconds."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._next_check = 0.0
+        self._next_check = self._next_observation = 0.0
 
     # In asyncio's thread
 
@@ -190,8 +208,8 @@ class EngineThread:
         if self.state == "stopped":
             raise internal_error("The engine has stopped.")
 
-    def submit(self, model: str, requests: Sequence[Request]) -> Answers:
-        """Hand requests to the engine of a model.
+    def submit(self, model: str, requests: Sequence[Request], stream: bool = True) -> Answers:
+        """Hand requests to the engine of a model; `stream` is that of Answers.
 
         Raises:
             ApiError: the queue is full, there are more than can ever wait, or no requests are taken.
@@ -207,7 +225,7 @@ class EngineThread:
                 f"{self.live[model]} requests run or wait, and {room} are the most at a time. Try again later.",
                 self._retry_after(model),
             )
-        answers = Answers(self, model, requests)
+        answers = Answers(self, model, requests, stream)
         self.live[model] += len(requests)
         self.answers.add(answers)
         self._inbox.put(lambda: self._submit(answers))
@@ -252,7 +270,7 @@ class EngineThread:
                 for name, engine in self._engines.items():
                     if engine.busy:
                         self._step(name, engine)
-                self._deliver()
+                self._deliver(time.monotonic() >= self._next_observation)
         except BaseException as error:  # whatever it is, the server must learn of it
             failure = error
         self._tell(lambda: self._stopped(failure))
@@ -261,6 +279,8 @@ class EngineThread:
     def _take_calls(self) -> bool:
         """Call what was sent; waits for it while no engine has anything to do. Whether the thread goes on."""
         busy = any(engine.busy for engine in self._engines.values())
+        if not busy:
+            self._deliver()
         while True:
             try:
                 call = self._inbox.get(block=not busy)
@@ -275,15 +295,22 @@ class EngineThread:
     def _tell(self, call: Callable[[], None]) -> None:
         self._outbox.append(call)
 
-    def _deliver(self) -> None:
-        """Let asyncio's thread do what `_tell` has collected."""
-        if not self._outbox:
+    def _deliver(self, steps: bool = True) -> None:
+        """Let asyncio's thread do what `_tell` has collected. That takes Python's lock and a processor from the next
+        step: without `steps`, those that the observer was not told of are no reason to wake it."""
+        if not (self._outbox or (steps and self._steps)):
             return
         calls, self._outbox = self._outbox, []
+        observed, self._steps = self._steps, []
+        self._next_observation = time.monotonic() + _OBSERVE_SECONDS
+        observer = self.observer
 
         def deliver() -> None:
             for call in calls:
                 call()
+            if observer:
+                for step in observed:
+                    observer.step(*step)
 
         assert self._loop
         try:
@@ -313,16 +340,16 @@ class EngineThread:
         begin, before = time.monotonic(), engine.counts.new_tokens
         for number, continuation in engine.step():
             running = self._running.pop((name, number))
-            if continuation.error:
+            if continuation.error and continuation.of_request:
+                update = Update(running.choice, Piece(), error=ApiError(400, continuation.error))
+            elif continuation.error:
                 log.error("%s: %s", name, continuation.error)
                 update = Update(running.choice, Piece(), error=internal_error(continuation.error))
             else:
                 update = _update(running, continuation, continuation.finish_reason)
             self._send(running, update)
-        end, observer = time.monotonic(), self.observer
-        if observer:
-            made = engine.counts.new_tokens - before
-            self._tell(lambda: observer.step(name, made, end - begin))
+        end = time.monotonic()
+        self._steps.append((name, engine.counts.new_tokens - before, end - begin))
         if end >= self._next_check:
             self._next_check = end + _CHECK_SECONDS
             self._end_late(end)
@@ -333,11 +360,12 @@ class EngineThread:
             waited, observer = running.first - running.answers.submitted, self.observer
             if observer:
                 self._tell(lambda: observer.started(running.answers.model, waited))
-        if continuation.finish_reason:
-            return  # `step` returns it
+        if continuation.finish_reason or not running.answers.stream:
+            return  # `step` returns it at its end
         update = _update(running, continuation, "")
         if update.piece.text or update.piece.ids:
             self._send(running, update)
+            running.told = True
 
     def _end_late(self, now: float) -> None:
         """End continuations whose time is over."""
@@ -363,4 +391,5 @@ class EngineThread:
 
 def _update(running: _Running, continuation: Continuation, finish_reason: str) -> Update:
     count, cached = len(continuation.ids), continuation.cached_tokens
-    return Update(running.choice, continuation.take(), count, cached, finish_reason)
+    of_prompt = () if running.told else continuation.prompt_logprobs
+    return Update(running.choice, continuation.take(), count, cached, finish_reason, prompt_logprobs=of_prompt)

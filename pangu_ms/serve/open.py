@@ -52,6 +52,8 @@ def open_model(
     loaded = load_tokenizer(checkpoint, tokenizer)
     weights_of(checkpoint, config, weights)  # a dtype that a quantized checkpoint has not is told before all else
     seq_length = config.model.seq_length
+    if max_length > seq_length:
+        tell(f"--max-length {max_length}: the model's context has {seq_length} tokens, which is the length")
     shape = GraphShape.fitting(seq_length, slots, max_length or seq_length, chunk)
     load = functools.partial(load_decoder, checkpoint, shape, config, weights)
     return ServedModel(name, loaded, shape, domains_of(config.model), load_chat_template(chat_template, loaded), load)

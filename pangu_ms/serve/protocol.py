@@ -6,13 +6,14 @@ those of vLLM. Fields of OpenAI that mean nothing here are ignored (`IGNORED`) o
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pangu_ms.serve.errors import ApiError
 
 MOST_STOPS = 16
 MOST_BIASES = 1024
 MOST_LOGPROBS = 20
+MOST_CHOICES, MOST_CHARACTERS = 4096, 2**18  # of guided_choice
 _OF_ALL = {
     "user": "says who asks",
     "safety_identifier": "says who asks",
@@ -26,7 +27,7 @@ IGNORED = {
         "metadata": "nothing is stored",
         "store": "nothing is stored",
         "service_tier": "there is one",
-        "parallel_tool_calls": "calls are returned as text",
+        "parallel_tool_calls": "the model calls as many tools as it likes",
         "reasoning_effort": "the model has no such setting",
         "verbosity": "the model has no such setting",
     },
@@ -53,6 +54,12 @@ REFUSED = {
 
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
+
+
+def _require_few_characters(values: list[str]) -> list[str]:
+    if sum(map(len, values)) > MOST_CHARACTERS:
+        raise ValueError(f"all texts together may have {MOST_CHARACTERS} characters")
+    return values
 
 
 Texts = Annotated[list[Annotated[str, Field(min_length=1, max_length=1000)]], BeforeValidator(_listed)]
@@ -115,7 +122,14 @@ class Sampled(Strict):
     stop_token_ids: Annotated[Tokens, Field(max_length=MOST_STOPS)] | None = None
     guided_json: dict[str, Any] | None = None
     guided_regex: Annotated[str, Field(max_length=10_000)] | None = None
-    guided_choice: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
+    guided_choice: (
+        Annotated[
+            list[Annotated[str, Field(min_length=1)]],
+            Field(min_length=1, max_length=MOST_CHOICES),
+            AfterValidator(_require_few_characters),
+        ]
+        | None
+    ) = None
     domain: str | None = None
 
     @model_validator(mode="before")
@@ -149,7 +163,7 @@ class CompletionRequest(Sampled):
     path: ClassVar[str] = "completions"
 
     prompt: str | list[str] | Tokens | list[Tokens]
-    max_tokens: int | None = Field(16, ge=1, le=2**31 - 1)
+    max_tokens: int | None = Field(16, ge=0, le=2**31 - 1)
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
 
@@ -250,11 +264,11 @@ class ChatLogprobs(BaseModel):
 
 
 class CompletionLogprobs(BaseModel):
-    """Of a completion, one entry for each token."""
+    """Of a completion, one entry for each token; without a number for the first token of a prompt."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
     text_offset: list[int]
 
 
@@ -267,21 +281,45 @@ class CompletionChoice(BaseModel):
     finish_reason: str | None = None
 
 
+class FunctionCall(BaseModel):
+    """Which tool to call."""
+
+    name: str
+    arguments: str
+    """JSON."""
+
+
+class ToolCall(BaseModel):
+    """A call of a tool."""
+
+    id: str
+    type: str = "function"
+    function: FunctionCall
+
+
+class ToolCallDelta(ToolCall):
+    """A call in a stream; it comes as a whole."""
+
+    index: int
+
+
 class Delta(BaseModel):
     """What a chat's answer gets."""
 
     role: str | None = None
     content: str | None = None
     reasoning_content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class AnswerMessage(BaseModel):
-    """The answer of a chat."""
+    """The answer of a chat; without content if it only calls tools."""
 
     role: str = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
     reasoning_content: str | None = None
+    tool_calls: list[ToolCall] | None = None
 
 
 class ChatChoice(BaseModel):
@@ -348,7 +386,7 @@ class ErrorAnswer(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """A model of the server; the last two fields are an extension."""
+    """A model of the server; the fields below `owned_by` are an extension."""
 
     id: str
     object: str = "model"
@@ -356,6 +394,9 @@ class ModelCard(BaseModel):
     owned_by: str = "pangu-ms"
     max_model_len: int
     domains: list[str] = []
+    vocab_size: int
+    eod_token_id: int
+    unk_token_id: int
 
 
 class ModelList(BaseModel):

@@ -1,39 +1,39 @@
 """Makes the engine's requests of those of the API."""
 
+import dataclasses
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pangu_ms.core.errors import DataError, GenerationError
 from pangu_ms.infer.continuation import Request
-from pangu_ms.infer.sampling import SamplingConfig
+from pangu_ms.infer.sampling import Guide, SamplingConfig
 from pangu_ms.serve.chat_template import TemplateError
 from pangu_ms.serve.errors import ApiError
 from pangu_ms.serve.models import ServedModel
 from pangu_ms.serve.protocol import ChatRequest, CompletionRequest, Message, Sampled
 
+MakeGuide = Callable[[], Guide]
 _SMALLEST_TOP_P = 1e-9  # with OpenAI's top_p=0, which keeps the likeliest token
 
 
-def completion_requests(model: ServedModel, body: CompletionRequest, most: int) -> tuple[list[Request], list[str]]:
+def completion_requests(
+    model: ServedModel, body: CompletionRequest, most: int, guide: MakeGuide | None = None
+) -> tuple[list[Request], list[str]]:
     """The requests of a body, those of each prompt together, and the text of each one's prompt.
 
     Args:
         model: that is asked.
         body: of POST /v1/completions.
         most: requests of one body.
+        guide: makes what says which tokens may come; see Grammars.
 
     Raises:
         ApiError: something in it cannot be done.
     """
-    if body.echo and body.logprobs is not None:
-        raise ApiError(
-            400,
-            "echo with logprobs is not supported: there are no log-probabilities of prompts. Leave one out.",
-            param="echo",
-            code="unsupported_parameter",
-        )
+    if body.max_tokens == 0 and not body.echo:
+        raise ApiError(400, "max_tokens=0 needs echo=true: the answer would be empty.", param="max_tokens")
     prompts = _prompts(body)
     if not prompts:
         raise ApiError(400, "prompt: there is none. Give a text or tokens.", param="prompt")
@@ -47,17 +47,23 @@ def completion_requests(model: ServedModel, body: CompletionRequest, most: int) 
             texts += [prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt)] * (body.n or 1)
         except DataError as error:
             raise ApiError(400, str(error), param="prompt") from None
-        requests += _requests(model, body, ids, body.max_tokens, "prompt", logprobs=_or(body.logprobs, -1))
+        logprobs, wanted = _or(body.logprobs, -1), 1 if body.max_tokens == 0 else body.max_tokens
+        made = _requests(model, body, ids, wanted, "prompt", guide, logprobs=logprobs)
+        if body.echo:
+            only = body.max_tokens == 0
+            made = [dataclasses.replace(one, prompt_logprobs=logprobs, prompt_only=only) for one in made]
+        requests += made
     return model.predicted(requests), texts
 
 
-def chat_requests(model: ServedModel, body: ChatRequest, most: int) -> list[Request]:
+def chat_requests(model: ServedModel, body: ChatRequest, most: int, guide: MakeGuide | None = None) -> list[Request]:
     """The requests of a body of POST /v1/chat/completions; see `completion_requests`."""
     _require_few(body.n or 1, most)
     ids = chat_ids(model, body.messages, None if body.tool_choice == "none" else body.tools)
     logprobs = (body.top_logprobs or 0) if body.logprobs else -1
     wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    made = _requests(model, body, ids, wanted, "messages", logprobs=logprobs, stop_token_ids=model.template.stop_ids)
+    stops = model.template.stop_ids
+    made = _requests(model, body, ids, wanted, "messages", guide, logprobs=logprobs, stop_token_ids=stops)
     return model.predicted(made)
 
 
@@ -96,6 +102,7 @@ def _requests(
     ids: tuple[int, ...],
     max_tokens: int | None,
     param: str,
+    guide: MakeGuide | None,
     logprobs: int,
     stop_token_ids: tuple[int, ...] = (),
 ) -> list[Request]:
@@ -122,7 +129,7 @@ def _requests(
         sampling = SamplingConfig(**values)
     except GenerationError as error:
         raise ApiError(400, str(error), param=_param_of(str(error))) from None
-    domain, guide = model.domain(body.domain), model.grammars.of(body)
+    domain = model.domain(body.domain)
     return [Request(ids, sampling, sample=sample, domain=domain, guide=guide) for sample in range(body.n or 1)]
 
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import math
 import os
 import resource
 import signal
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 _ENGINE_FAILED = 1
 _OTHER_FILES = 256
 """Open files of the process that are no connections, at most."""
+_LOG_SECONDS = 60.0
+"""Between two lines of one kind on connections."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -50,6 +53,31 @@ def listen(host: str, port: int) -> socket.socket:
         advice = "name a free port (0: any)" if of_port else "name an address of this machine, such as 127.0.0.1 or ::1"
         raise GenerationError(f"--host {host} --port {port}: {reason}; {advice}") from None
     return bound
+
+
+class OncePer(logging.Filter):
+    """Lets a message pass once in some seconds, with the number of those that did not pass since: clients that speak no
+    HTTP, or more than may be connected, would fill the disk."""
+
+    def __init__(self, seconds: float):
+        super().__init__()
+        self._seconds = seconds
+        self._passed: dict[str, tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See logging."""
+        if record.levelno != logging.WARNING or record.args:  # uvicorn's warnings of connections are constants
+            return True
+        text = str(record.msg)
+        last, left_out = self._passed.get(text, (-math.inf, 0))
+        now = time.monotonic()
+        if now - last < self._seconds:
+            self._passed[text] = last, left_out + 1
+            return False
+        self._passed[text] = now, 0
+        if left_out:
+            record.msg = f"{text} ({left_out} more in the last {now - last:.0f} s)"
+        return True
 
 
 class _Uvicorn(uvicorn.Server):
@@ -112,6 +140,9 @@ def make_server(
         timeout_graceful_shutdown=max(1, int(limits.send_timeout)),
         root_path=settings.root_path,
     )
+    connections = logging.getLogger("uvicorn.error")
+    if not any(isinstance(one, OncePer) for one in connections.filters):
+        connections.addFilter(OncePer(_LOG_SECONDS))
     server = _Uvicorn(config, thread, limits.drain_timeout)
     return server, thread
 

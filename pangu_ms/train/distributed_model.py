@@ -4,7 +4,7 @@ ranks of a plan. The classes here load, save and evaluate it."""
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from mindspore import Parameter, Tensor
@@ -27,6 +27,9 @@ from pangu_ms.train.checks import require_executable
 from pangu_ms.train.steps.protocol import OptimizerStep
 from pangu_ms.train.steps.rank_step import RankStep
 from pangu_ms.train.steps.train_step import TrainStep
+
+if TYPE_CHECKING:
+    from pangu_ms.train.task_scores import TaskScores
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +79,9 @@ class DistributedModel(Protocol):
 
     def evaluate(self, held_out: RecordSet) -> Score | None:
         """Score train.eval_batches global batches of held-out records; None on ranks that do not evaluate."""
+
+    def score_tasks(self, tasks: "TaskScores") -> dict[str, float]:
+        """Scores on benchmark tasks by name; only the leading rank calls it."""
 
 
 class HeldParameters:
@@ -148,6 +154,10 @@ class ReplicatedModel(HeldParameters):
         )
         return self.evaluator.score(batches, [domain for domain, _ in parts])
 
+    def score_tasks(self, tasks: "TaskScores") -> dict[str, float]:
+        """See DistributedModel."""
+        return tasks.score(self.model)
+
 
 class ShardedModel(HeldParameters):
     """Each rank holds the plan's slices of the parameters on its pipeline stage, computes its part of each step, and
@@ -214,6 +224,10 @@ class ShardedModel(HeldParameters):
 
     def evaluate(self, held_out: RecordSet) -> None:
         """Does nothing, since no rank has the whole model."""
+
+    def score_tasks(self, tasks: "TaskScores") -> dict[str, float]:
+        """No rank has the whole model: the configuration refuses tasks."""
+        raise NotImplementedError
 
 
 def build_distributed_model(config: RunConfig, loader: Loader) -> DistributedModel:

@@ -170,6 +170,14 @@ class EvaluateHeldOut(Hook):
             loop.log(loop.run.step - 1, held_out_loss=score.loss, held_out_perplexity=score.perplexity, **by_domain)
 
 
+class EvaluateTasks(EvaluateHeldOut):
+    """Scores the model on benchmark tasks, likewise."""
+
+    def _evaluate(self, loop: "TrainLoop") -> None:
+        if scores := loop.run.score_tasks():
+            loop.log(loop.run.step - 1, **scores)
+
+
 def default_hooks(train: TrainConfig, signal: StopSignal, stop_at: int | None, bar: Any) -> list[Hook]:
     """The hooks of `pangu train`, in the order in which the loop calls them."""
     return [
@@ -185,4 +193,5 @@ def default_hooks(train: TrainConfig, signal: StopSignal, stop_at: int | None, b
         # Before the evaluation, so that a run that is killed during it has lost nothing.
         SaveCheckpoint(train.save_every),
         EvaluateHeldOut(train.eval_every),
+        EvaluateTasks(train.eval_tasks_every),
     ]

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,6 +28,9 @@ from pangu_ms.train.health_check import PeekableBatches, healthy_loss
 from pangu_ms.train.resume import require_same_domains, starting_point
 from pangu_ms.train.state import Branch, RunState
 
+if TYPE_CHECKING:
+    from pangu_ms.train.task_scores import TaskScores
+
 log = logging.getLogger(__name__)
 
 
@@ -37,7 +41,9 @@ class Run:
         """Open the records and build model and optimizer; nothing is written yet.
 
         Raises:
-            DataError: the records do not fit the model, or data.order or a domain does not fit the records.
+            DataError: the records do not fit the model, or data.order or a domain does not fit the records; or the data
+                of a task in train.eval_tasks cannot be used.
+            ConfigError: a task in train.eval_tasks cannot be scored.
         """
         self.config, self.output, self.checkpoints = config, Path(output), Path(output) / "checkpoints"
         self.train_set = RecordSet.open(records, "train")
@@ -47,6 +53,7 @@ class Run:
         loader = Loader.of(self.train_set, config, config.global_batch_size, order=self.order.rows)
         self.tokenizer = self.train_set.directory and self.train_set.directory / "tokenizer"
         self.held_out_set = RecordSet.open(records, "held_out") if self.train_set.has_split("held_out") else None
+        self.tasks = _open_tasks(config, self.tokenizer)  # before the model is built: files may be missing
         runtime.start(config.runtime.device)
         _warn_of_slow_dtype(config)
         _warn_of_idle_offload(config.offload)
@@ -161,6 +168,14 @@ class Run:
         beat(EVALUATE, self.step)
         return self.model.evaluate(self.held_out_set) if self.held_out_set else None
 
+    def score_tasks(self) -> dict[str, float]:
+        """Scores on the tasks of train.eval_tasks by name, computed on rank 0; none on other ranks, and without
+        tasks."""
+        if self.tasks is None or not self.ranks.leads:
+            return {}
+        beat(EVALUATE, self.step)
+        return self.model.score_tasks(self.tasks)
+
     def loader(self) -> Loader:
         """The loader of this rank's batches."""
         return Loader.of(self.train_set, self.config, **self.model.loader_part, order=self.order.rows)
@@ -172,6 +187,15 @@ class Run:
     def close(self) -> None:
         """Release the lock, so that other runs can train in the directory."""
         self.lock.release()
+
+
+def _open_tasks(config: RunConfig, tokenizer: Path | None) -> "TaskScores | None":
+    """The tasks of train.eval_tasks; None without any."""
+    if not config.train.eval_tasks:
+        return None
+    from pangu_ms.train.task_scores import TaskScores  # imported here: few runs have tasks
+
+    return TaskScores(config, tokenizer)
 
 
 def _warn_of_slow_dtype(config: RunConfig) -> None:

@@ -61,7 +61,8 @@ def _train(config: RunConfig, own_records: bool) -> dict[str, Any]:
     if not (own_records and config.data.samples_per_domain):  # whose sum is the batch size
         accumulation_steps = min(BATCH_SIZE, train.accumulation_steps)
         fields |= {"batch_size": BATCH_SIZE, "accumulation_steps": accumulation_steps}
-    return fields | {"eval_batches": min(EVAL_BATCHES, train.eval_batches), "save_every": 0, "eval_every": 0}
+    fields |= {"eval_batches": min(EVAL_BATCHES, train.eval_batches), "save_every": 0, "eval_every": 0}
+    return fields | {"eval_tasks": []}
 
 
 def _parallel(config: RunConfig, num_ranks: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ MEDIAN, MOST = 40.0, 190
 CHUNK = 64
 """Prompt tokens of a step, and of the longest prompt."""
 HOSTILE_PER_S = 100
+STEP_S = 0.008
+"""About the seconds of a step with 8 slots."""
 
 
 @dataclass(frozen=True)
@@ -256,31 +259,81 @@ def engine_child(checkpoint: Path, slots: int) -> None:
         print(json.dumps({"tokens_per_s": tokens / (time.perf_counter() - began)}), flush=True)
 
 
+ALONE, BESIDE = "engine alone", "engine alone, beside as much work as the clients'"
+STREAMS, WHOLE = "HTTP, streams", "HTTP, whole answers"
+
+
+@dataclass
+class Turn:
+    """One measurement of `http_cost`: tokens/s, and milliseconds of processor time per token."""
+
+    rate: float
+    http: float
+    engine: float
+    clients: float
+
+
+@contextlib.contextmanager
+def working(share: float) -> Iterator[None]:
+    """A thread that takes this share of one processor, in turns of a step's length, as clients do."""
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.is_set():
+            begun, end = time.perf_counter(), time.thread_time() + share * STEP_S
+            while time.thread_time() < end:
+                pass
+            ended.wait(max(0.0, STEP_S - (time.perf_counter() - begun)))
+
+    thread = threading.Thread(target=work)
+    if share:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if share:
+            thread.join()
+
+
 def http_cost(checkpoint: Path, url: str, process: int, vocab_size: int, args: argparse.Namespace) -> list[str]:
     """The engine alone and behind HTTP, in turns, at as many clients as slots."""
     number, slots = args.requests, args.slots
-    rates: dict[str, list[float]] = {"engine alone": [], "HTTP, streams": [], "HTTP, whole answers": []}
-    shares: dict[str, list[float]] = {"HTTP, streams": [], "HTTP, whole answers": []}
+    turns: dict[str, list[Turn]] = {ALONE: [], BESIDE: [], STREAMS: [], WHOLE: []}
     with child(python_command("tests.bench.serve_http", "--engine", str(checkpoint), str(slots))) as alone:
-        engine = EngineAlone(alone)
+        engine, share = EngineAlone(alone), 0.0
+
+        def measured_turn(name: str, seed: int) -> Turn:
+            asks = make_asks(number, vocab_size, seed, other=list(turns).index(name))
+            tokens, asked = sum(ask.tokens for ask in asks), process if name in (STREAMS, WHOLE) else alone.pid
+            before, own, began = processor_seconds(asked), time.process_time(), time.perf_counter()
+            if asked == process:
+                asyncio.run(closed_loop(url, MODEL, asks, slots, stream=name == STREAMS))
+            else:
+                with working(share if name == BESIDE else 0.0):
+                    engine.tokens_per_s(number, slots, seed)
+            seconds, own = time.perf_counter() - began, time.process_time() - own
+            thread, whole = (after - one for after, one in zip(processor_seconds(asked), before))
+            thread *= asked == process
+            return Turn(tokens / seconds, *(1e3 * part / tokens for part in (thread, whole - thread, own)))
+
         for turn in range(-1, args.rounds):
-            found = {"engine alone": engine.tokens_per_s(number, slots, 100 + turn)}
-            for other, name in enumerate(shares, 1):
-                asks = make_asks(number, vocab_size, 100 + turn, other=other)
-                before, began = processor_seconds(process), time.perf_counter()
-                asyncio.run(closed_loop(url, MODEL, asks, slots, stream=name.endswith("streams")))
-                found[name] = sum(ask.tokens for ask in asks) / (time.perf_counter() - began)
-                thread, whole = (after - one for after, one in zip(processor_seconds(process), before))
-                shares[name].append(thread / whole)
-            if turn >= 0:  # the first warms up
-                for name, value in found.items():
-                    rates[name].append(value)
-    lines = [f"| {slots} clients, in turns | tokens/s | part of the engine's | HTTP's thread, of the processor time |"]
-    lines.append("| --- | --- | --- | --- |")
-    for name, values in rates.items():
-        part = statistics.median(value / other for value, other in zip(values, rates["engine alone"]))
-        share = f"{100 * statistics.median(shares[name][1:]):.1f} %" if name in shares else ""
-        lines.append(f"| {name} | {statistics.median(values):.0f} | {part:.3f} | {share} |")
+            for name in (STREAMS, ALONE, BESIDE, WHOLE):
+                found = measured_turn(name, 100 + turn)
+                if name == STREAMS:
+                    share = 1e-3 * found.clients * found.rate
+                if turn >= 0:  # the first warms up
+                    turns[name].append(found)
+    lines = [
+        f"| {slots} clients, in turns | tokens/s | part of the engine's | processor ms/token: HTTP's thread | engine |"
+        " clients |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, values in turns.items():
+        part = statistics.median(one.rate / other.rate for one, other in zip(values, turns[ALONE]))
+        cells = [statistics.median(vars(one)[key] for one in values) for key in ("http", "engine", "clients")]
+        shown = " | ".join(f"{cell:.3f}" for cell in cells)
+        lines.append(f"| {name} | {statistics.median(one.rate for one in values):.0f} | {part:.3f} | {shown} |")
     return lines
 
 

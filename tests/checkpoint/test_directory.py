@@ -157,8 +157,8 @@ def config(**changes):
             config(model_type="mistral"),
             [],
             (
-                "config.json: model_type='mistral': must be one of pangu_alpha, llama, PanguEmbedded, openpangu_dense,"
-                " pangu_pi"
+                "config.json: model_type='mistral': must be one of pangu_alpha, gpt_pangu, pangu, llama, PanguEmbedded,"
+                " openpangu_dense, pangu_pi"
             ),
         ),
         (

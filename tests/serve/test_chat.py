@@ -20,8 +20,11 @@ from pangu_ms.infer.decoder import GraphShape
 from pangu_ms.infer.engine import Engine
 from pangu_ms.infer.sampling import SamplingConfig
 from pangu_ms.serve import open as opener
+from pangu_ms.serve.app import Settings
 from pangu_ms.serve.conversation import Conversation
-from tests.serve.common import model_of
+from pangu_ms.serve.engine_chat import EngineBackend
+from pangu_ms.serve.server_chat import ServerBackend
+from tests.serve.common import model_of, running
 from tests.serve.speaker import ANSWERS, Speaker
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +32,8 @@ ROOT = Path(__file__).parents[2]
 
 def conversation(decoder, tokenizer, max_new_tokens=512, **options):
     model = model_of(decoder, tokenizer)
-    return Conversation(model, Engine(decoder, tokenizer), SamplingConfig(max_new_tokens, temperature=0), **options)
+    sampling = SamplingConfig(max_new_tokens, temperature=0)
+    return Conversation(EngineBackend(model, Engine(decoder, tokenizer), sampling), **options)
 
 
 def say(chat, text, **options):
@@ -76,11 +80,11 @@ def test_stopping(tokenizer):
     assert answer.finish_reason == "cancelled" and streamed == answer.text
     assert ANSWERS["count"].startswith(streamed) and "1 2 3" in streamed and "20" not in streamed
     assert chat.messages[-1] == {"role": "assistant", "content": streamed}
-    assert not chat.engine.busy
+    assert not chat.backend.engine.busy
     # Before the first text: as if it had not been asked.
     before = list(chat.messages)
     assert say(chat, "again", stopped=lambda: True)[1] == ""
-    assert chat.messages == before and not chat.engine.busy
+    assert chat.messages == before and not chat.backend.engine.busy
 
 
 def test_the_history_is_not_computed_again(decoder, tokenizer):
@@ -89,7 +93,7 @@ def test_the_history_is_not_computed_again(decoder, tokenizer):
     for cache in (True, False):
         model = model_of(decoder, tokenizer)
         engine = Engine(decoder, tokenizer, prefix_cache=cache)
-        chat = Conversation(model, engine, SamplingConfig(8, temperature=0))
+        chat = Conversation(EngineBackend(model, engine, SamplingConfig(8, temperature=0)))
         turns = [say(chat, text)[0] for text in ("def alpha", "p", "return gamma")]
         texts[cache] = [turn.text for turn in turns]
         if cache:
@@ -104,11 +108,11 @@ def test_the_history_is_not_computed_again(decoder, tokenizer):
 def piped(tokenizer, monkeypatch, capfd):
     """A function from standard input and arguments to (exit code, stdout, stderr)."""
 
-    def run(content, *arguments):
+    def run(content, *arguments, model=("toy",)):
         speaker = Speaker(tokenizer)
         monkeypatch.setattr(opener, "open_model", lambda name, *_: model_of(speaker, tokenizer, name))
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-        code = main(["chat", "toy", *arguments])
+        code = main(["chat", *model, *arguments])
         return code, *capfd.readouterr()
 
     return run
@@ -152,6 +156,77 @@ def test_what_a_package_has_itself(tmp_path, option, capsys):
     (tmp_path / "run.pyz").touch()
     assert main(["chat", str(tmp_path), *option]) == 2
     assert f"{option[0]}: a package" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def speaking(tokenizer):
+    """A server of the speaker."""
+    speaker = Speaker(tokenizer, GraphShape(2, 16, 256, 256))
+    with running(model_of(speaker, tokenizer, "talker"), settings=Settings(api_keys=["secret"])) as server:
+        server.speaker = speaker
+        yield server
+
+
+@pytest.fixture
+def key(tmp_path):
+    path = tmp_path / "key"
+    path.write_text("secret\n")
+    return ["--api-key-file", str(path)]
+
+
+def test_a_chat_with_a_server(speaking, key, piped, tmp_path):
+    """As one with an engine in this process; older turns are dropped where the server's context ends."""
+    saved = tmp_path / "chat.json"
+    lines = f"\u4f60\u597d\nhi\n/save {saved}\ncount\n"
+    command = ["--url", speaking.url, *key, "--temperature", "0", "--system", "Be brief.", "--verbose"]
+    code, out, err = piped(lines.encode(), *command, model=[])
+    assert code == 0 and out == f"{ANSWERS['你好']}\nYou said: hi\n{saved}: 5 messages\n{ANSWERS['count']}\n"
+    content = json.loads(saved.read_text(encoding="utf-8"))
+    assert content["model"] == "talker" and content["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert "Be brief." in speaking.speaker.heard[-1] and "You said: hi" in speaking.speaker.heard[-1]
+    assert len(re.findall(r"prompt tokens, \d+ of them reused; \d+ new ones", err)) == 3
+    chat = Conversation(ServerBackend(f"{speaking.url}/v1/", "talker", {"temperature": 0}, "secret"), "Be brief.")
+    dropped = [say(chat, f"number {i}")[0].dropped for i in range(12)]
+    assert any(dropped) and chat.messages[-1]["content"] == "You said: number 11"
+    assert "Be brief." in speaking.speaker.heard[-1] and "number 0" not in speaking.speaker.heard[-1]
+    before = list(chat.messages)
+    with pytest.raises(GenerationError, match="maximum context length"):
+        say(chat, "x" * 300)
+    assert chat.messages == before
+    steps = []
+    answer, streamed = say(chat, "count", stopped=lambda: steps.append(1) or len(steps) > 6)
+    assert answer.finish_reason == "cancelled" and streamed == answer.text and ANSWERS["count"].startswith(streamed)
+    assert speaking.idle()
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--url", "URL"], "Incorrect or missing API key"),
+        (
+            ["--url", "URL", "KEY", "--model", "other"],
+            "--model other: the server has no such model; name one of talker",
+        ),
+        (["--url", "URL", "KEY", "--chunk", "8"], "--chunk: is the server's at --url; leave it out"),
+        (["--url", "URL", "KEY", "--top-p", "3"], "top_p=3.0: must be in (0, 1]"),
+        (["--url", "ftp://a"], "--url ftp://a: is no address; write it as http://HOST:PORT"),
+        (["--url", "http://a:x"], "write it as http://HOST:PORT"),
+        (
+            ["--url", "http://127.0.0.1:1"],
+            "http://127.0.0.1:1: Connection refused; start the server, or name another one",
+        ),
+        (["toy", "--url", "URL"], "toy: the server at --url has its own models"),
+        (["toy", "--model", "a"], "--model: needs --url URL"),
+        ([], "CHECKPOINT is missing"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_with_a_server(speaking, key, piped, options, said):
+    words = []
+    for word in options:
+        words += key if word == "KEY" else [speaking.url if word == "URL" else word]
+    code, out, err = piped(b"hi\n", *words, model=[])
+    assert code == 2 and not out and said in err and err.count("\n") == 1
 
 
 class Typist:

@@ -10,6 +10,8 @@ import httpx
 import pytest
 
 from pangu_ms.cli.main import main
+from pangu_ms.serve.open import open_model
+from tests.serve.checkpoint import SEQ_LENGTH
 from tests.serve.common import wait_for
 
 
@@ -84,6 +86,15 @@ def test_options_of_checkpoints_with_a_package(tmp_path, options, capsys):
     (tmp_path / "run.pyz").touch()
     assert main(["serve", str(tmp_path), *options]) == 2
     assert f"{' '.join(options)}: is fixed in a package" in capsys.readouterr().err
+
+
+def test_a_length_beyond_the_context_is_told(checkpoint, capsys):
+    model = open_model("m", checkpoint, 2, 8, 1000, [], "", None, "auto")
+    assert model.shape.max_length == SEQ_LENGTH
+    assert (
+        capsys.readouterr().err
+        == f"--max-length 1000: the model's context has {SEQ_LENGTH} tokens, which is the length\n"
+    )
 
 
 def test_without_its_packages(checkpoint, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """What a model thinks is not what it answers."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -19,9 +20,10 @@ def model(tmp_path_factory):
     """openPangu's pieces around a reasoning."""
     files = files_of("openpangu")
     listed = files["tokenizer_config.json"]["added_tokens_decoder"]
-    for index, piece in ((420, "[unused16]"), (421, "[unused17]")):
+    pieces = "[unused16]", "[unused17]", "[unused11]", "[unused12]"
+    for index, piece in enumerate(pieces, 420):
         listed[str(index)] = listed["3"] | {"content": piece}
-    files["config.json"]["vocab_size"] = 422
+    files["config.json"]["vocab_size"] = 424
     directory = tmp_path_factory.mktemp("openpangu")
     write_files(files, directory)
     tokenizer = Tokenizer.load(directory)
@@ -56,6 +58,49 @@ def test_a_reasoning_is_split_from_the_answer(model, text):
     assert "".join(delta.reasoning_content or "" for delta in streamed) == wanted[0]
     assert "".join(delta.content or "" for delta in streamed) == wanted[1]
     assert not any(delta.reasoning_content and delta.content for delta in streamed)
+
+
+CALLS = '[{"name": "weather", "arguments": {"city": "\u5317\u4eac"}}, {"name": "time", "arguments": {}}]'
+
+
+def test_calls_of_tools(model):
+    """Between [unused11] and [unused12]; what is no call there is a part of the answer."""
+    call = [422, *words(model, CALLS), 423]
+    for ids, content, number in (
+        ([*words(model, "so"), *call, 4], " so", 2),
+        ([420, *words(model, "fox"), 421, *call, 4], None, 2),
+        ([422, *words(model, '{"name": "f"}'), 423, 4], None, 1),
+        ([422, *words(model, '{"name": 3}'), 423, 4], ' {"name": 3}', 0),
+        ([422, *words(model, "[1"), 4], " [1", 0),
+    ):
+        form = ChatForm(model, [Request((1,), SamplingConfig())], with_calls=True)
+        deltas, reasons = [], []
+        for update in updates(model, ids):
+            form.count(update)
+            form.add(update)
+        message, reason = form.answer().choices[0].message, form.answer().choices[0].finish_reason
+        assert (message.content, len(message.tool_calls or ())) == (content, number)
+        assert reason == ("tool_calls" if number else "stop")
+        form = ChatForm(model, [Request((1,), SamplingConfig())], with_calls=True)
+        for update in updates(model, ids):
+            for event in form.events_of(update):
+                deltas.append(event.choices[0].delta)
+                reasons.append(event.choices[0].finish_reason)
+        assert "".join(delta.content or "" for delta in deltas) == (content or "")
+        streamed = [one for delta in deltas for one in delta.tool_calls or ()]
+        assert [one.index for one in streamed] == [*range(number)] and reasons[-1] == reason
+        assert [one.function for one in streamed] == [one.function for one in message.tool_calls or ()]
+    form = ChatForm(model, [Request((1,), SamplingConfig())], with_calls=True)
+    for update in updates(model, [*call, 4]):
+        form.add(update)
+    calls = form.answer().choices[0].message.tool_calls
+    assert [(one.type, one.function.name) for one in calls] == [("function", "weather"), ("function", "time")]
+    assert json.loads(calls[0].function.arguments) == {"city": "\u5317\u4eac"} and calls[0].id != calls[1].id
+    # Without tools the request gets the text.
+    form = ChatForm(model, [Request((1,), SamplingConfig())])
+    for update in updates(model, [*call, 4]):
+        form.add(update)
+    assert form.answer().choices[0].message.content == f" {CALLS}"
 
 
 def test_an_answer_without_a_reasoning(model):

@@ -1,7 +1,9 @@
 """What protects the server: queue, times, sizes, keys. Clients that leave; errors of the model; the server's end."""
 
 import contextlib
+import copy
 import json
+import logging
 import os
 import signal
 import socket
@@ -17,10 +19,10 @@ from pangu_ms.infer.continuation import Request
 from pangu_ms.infer.sampling import SamplingConfig
 from pangu_ms.infer.scheduling.policies import POLICIES
 from pangu_ms.infer.scheduling.policies import Settings as PolicySettings
+from pangu_ms.serve.api_keys import read_api_keys
 from pangu_ms.serve.app import Settings
-from pangu_ms.serve.limits import read_api_keys
 from pangu_ms.serve.models import Models
-from pangu_ms.serve.run import listen, run
+from pangu_ms.serve.run import OncePer, listen, run
 from pangu_ms.serve.settings import Limits
 from tests.serve.common import SHAPE, Toy, head_of, model_of, running, wait_for
 
@@ -85,6 +87,42 @@ def test_who_waits_too_long_gets_503(toy, serve):
         for result, thread in long:
             thread.join()
             assert result[0].json()["usage"]["completion_tokens"] == 90
+
+
+def test_a_form_that_cannot_be_spelt_is_the_request_s_fault(toy, tokenizer, monkeypatch):
+    """Also where it is found only behind the first token."""
+    spell = tokenizer.text_bytes
+    monkeypatch.setattr(
+        tokenizer, "text_bytes", lambda i: b"" if len(spell(i)) == 1 and spell(i)[0] > 127 else spell(i)
+    )
+    with running(model_of(toy, tokenizer)) as server:
+        body = {"prompt": "def", "guided_regex": "[<>]\U0001f600"}
+        answer = server.post(**body)
+        assert answer.status_code == 400 and "cannot be followed" in error_of(answer)["message"]
+        events = server.post(**body, stream=True).text.split("\n\n")
+        error = json.loads(events[-3].removeprefix("data: "))["error"]
+        assert error["type"] == "invalid_request_error" and "cannot be followed" in error["message"]
+        assert server.idle()
+
+
+def test_lines_of_the_log_that_clients_could_fill_it_with(serve, caplog):
+    with serve() as server:
+        for _ in range(20):
+            server.raw(b"\x16\x03\x01 no HTTP\r\n\r\n").recv(100)
+    assert [one.getMessage() for one in caplog.records].count("Invalid HTTP request received.") <= 1
+    few, record = OncePer(0.05), logging.LogRecord("uvicorn.error", logging.WARNING, "", 0, "Invalid", None, None)
+    assert [few.filter(copy.copy(record)) for _ in range(3)] == [True, False, False]
+    time.sleep(0.06)
+    again = copy.copy(record)
+    assert few.filter(again) and again.msg.startswith("Invalid (2 more in the last 0 s)")
+
+
+def test_a_model_without_logprobs_of_prompts(serve):
+    with serve() as server:
+        answer = server.post(prompt="def", echo=True, logprobs=1, max_tokens=1)
+        assert answer.status_code == 400 and "no log-probabilities of prompts" in error_of(answer)["message"]
+        assert server.post(prompt="def", echo=True, max_tokens=0).json()["choices"][0]["text"] == "def"
+        assert server.idle()
 
 
 def test_a_long_generation_ends_with_what_it_has(toy, serve):
@@ -190,6 +228,9 @@ def test_api_keys(serve, tmp_path):
     with serve(api_keys=keys) as server:
         get = server.client.get
         assert get("/health").status_code == get("/ready").status_code == 200
+        for path in ("/health", "/ready"):
+            head = server.client.head(path)
+            assert head.status_code == 200 and not head.content
         for given in ({}, {"Authorization": "Bearer secret-3"}, {"Authorization": "Basic secret-1"}):
             for path in ("/v1/models", "/metrics", "/openapi.json", "/nothing"):
                 answer = get(path, headers=given)

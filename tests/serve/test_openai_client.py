@@ -13,6 +13,7 @@ from pangu_ms.infer.sampling import SamplingConfig, log_softmax
 from tests.serve.common import model_of, running
 
 PROMPTS = ["def alpha_1(beta):\n", "p", "return gamma + 7", "print(delta_2(3))\n\n\n" * 3]
+LONG = PROMPTS[0] * 5
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,14 @@ def first_logprobs(decoder, tokenizer):
 
 
 @pytest.fixture(scope="module")
-def server(alone, first_logprobs, decoder, tokenizer):
+def prompt_logprobs(decoder, tokenizer):
+    """Of all tokens behind each beginning of LONG."""
+    ids = tokenizer.encode_prompt(LONG)
+    return [log_softmax(decoder.prefill([ids[:end]])[0]) for end in range(1, len(ids))]
+
+
+@pytest.fixture(scope="module")
+def server(alone, first_logprobs, prompt_logprobs, decoder, tokenizer):
     with running(model_of(decoder, tokenizer, "tiny")) as server:
         yield server
 
@@ -97,6 +105,7 @@ def test_streams_and_whole_answers_are_equal(client):
         events = list(make(client, max_tokens=20, stream=True, stream_options={"include_usage": True}))
         *parts, last = events
         assert "".join(text_of(part.choices[0]) for part in parts) == text_of(whole.choices[0])
+        assert all("usage" in part.model_fields_set and part.usage is None for part in parts)
         assert [part.choices[0].finish_reason for part in parts if part.choices[0].finish_reason] == ["length"]
         assert not last.choices and last.usage.completion_tokens == whole.usage.completion_tokens == 20
         assert last.usage.prompt_tokens == whole.usage.prompt_tokens
@@ -148,8 +157,39 @@ def test_echo(client):
     plain = complete(client).choices[0].text
     assert complete(client, echo=True).choices[0].text == PROMPTS[0] + plain
     assert "".join(part.choices[0].text for part in complete(client, echo=True, stream=True)) == PROMPTS[0] + plain
-    with pytest.raises(openai.BadRequestError, match="echo with logprobs"):
-        complete(client, echo=True, logprobs=1)
+    with pytest.raises(openai.BadRequestError, match="max_tokens=0 needs echo"):
+        complete(client, max_tokens=0)
+
+
+def test_logprobs_of_prompts(client, prompt_logprobs, tokenizer, server):
+    ids = tokenizer.encode_prompt(LONG)
+    assert len(ids) > server.thread.engines["tiny"].decoder.shape.chunk
+    for _ in range(2):  # the second time the cache holds the prompt
+        answer = complete(client, ids, echo=True, logprobs=2, max_tokens=0)
+        choice, found = answer.choices[0], answer.choices[0].logprobs
+        assert (choice.text, choice.finish_reason) == (LONG, "length")
+        assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(ids), 0)
+        assert found.token_logprobs[0] is None and found.top_logprobs[0] is None
+        for values, token, value, top in zip(
+            prompt_logprobs, ids[1:], found.token_logprobs[1:], found.top_logprobs[1:]
+        ):
+            assert value == pytest.approx(values[token], abs=1e-6)
+            best = pytest.approx(sorted(values, reverse=True)[:2], abs=1e-6)
+            assert sorted(top.values(), reverse=True)[:2] == best and value in top.values()
+        assert len(found.tokens) == len(found.text_offset) == len(found.token_logprobs) == len(ids)
+        assert LONG[found.text_offset[-1] :] == tokenizer.decode(ids[-1:])
+    new = complete(client, ids, logprobs=2, max_tokens=3).choices[0]
+    both = complete(client, LONG, echo=True, logprobs=2, max_tokens=3, n=2, temperature=0)
+    for choice in both.choices:
+        assert choice.text == LONG + new.text
+        assert choice.logprobs.token_logprobs[: len(ids)] == found.token_logprobs
+        assert choice.logprobs.token_logprobs[len(ids) :] == pytest.approx(new.logprobs.token_logprobs)
+        assert choice.logprobs.text_offset[len(ids)] == len(LONG)
+    events = complete(client, ids, echo=True, logprobs=2, max_tokens=3, stream=True)
+    parts = [event.choices[0] for event in events]
+    assert "".join(part.text for part in parts) == both.choices[0].text
+    values = [value for part in parts if part.logprobs for value in part.logprobs.token_logprobs]
+    assert values == pytest.approx(both.choices[0].logprobs.token_logprobs)
 
 
 def test_logprobs_of_completions(client, decoder, tokenizer):
@@ -258,4 +298,5 @@ def test_logprobs_are_those_of_the_logits(client, first_logprobs):
     """Before temperature and penalties."""
     found = complete(client, max_tokens=1, logprobs=5, temperature=1.5, seed=3).choices[0].logprobs
     values = sorted(found.top_logprobs[0].values(), reverse=True)
-    assert values == pytest.approx(first_logprobs[:5], abs=1e-6)
+    assert values[:5] == pytest.approx(first_logprobs[:5], abs=1e-6)
+    assert len(values) in (5, 6)  # with the chosen one

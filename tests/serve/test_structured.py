@@ -1,8 +1,11 @@
 """Guides of one vocabulary."""
 
+import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from pangu_ms.core.errors import GenerationError
+from pangu_ms.infer.sampling import GuideError
 from pangu_ms.serve.errors import ApiError
 from pangu_ms.serve.protocol import CompletionRequest
 from pangu_ms.serve.structured import Grammars
@@ -66,8 +69,40 @@ def test_a_form_that_the_vocabulary_cannot_spell(tokenizer, monkeypatch):
     monkeypatch.setattr(
         tokenizer, "text_bytes", lambda i: b"" if len(spell(i)) == 1 and spell(i)[0] > 127 else spell(i)
     )
-    with pytest.raises(ApiError, match="the form of the text cannot be followed"):
-        guide_of(Grammars(tokenizer), guided_choice=["\U0001f600"])
+    grammars = Grammars(tokenizer)
+    with pytest.raises(ApiError, match="guided_choice: '\U0001f600': no tokens of the vocabulary spell it"):
+        guide_of(grammars, guided_choice=["a", "\U0001f600"])
+    guide_of(grammars, guided_choice=["a", "alpha"])
+    # As far as there is one way to go; behind a choice it is found when the text gets there.
+    with pytest.raises(ApiError, match="guided_regex: the form of the text cannot be followed"):
+        guide_of(grammars, guided_regex="<\U0001f600")
+    guide = guide_of(grammars, guided_regex="[<>]\U0001f600")
+    guide.accept(tokenizer.id_of("<0x3C>"))
+    with pytest.raises(GuideError):
+        guide.allowed()
+
+
+def test_thousands_of_choices(tokenizer):
+    """They need no grammar. Whatever the model prefers, the text is one of them."""
+    choices = [f"{i:04} is one of a great many texts that are long and differ" for i in range(3000)]
+    guide, rng, text = guide_of(Grammars(tokenizer), guided_choice=choices), np.random.default_rng(0), b""
+    while (token := int(rng.choice(guide.allowed().nonzero()[0]))) not in tokenizer.stop_ids:
+        text += tokenizer.text_bytes(token)
+        guide.accept(token)
+    assert text.decode() in choices and guide.allowed()[list(tokenizer.stop_ids)].all()
+    for many in (choices * 2, [f"{choice:<100}" for choice in choices]):
+        with pytest.raises(ValidationError, match="guided_choice"):
+            CompletionRequest(model="m", prompt="p", guided_choice=many)
+
+
+def test_a_choice_that_another_one_begins_with(tokenizer):
+    guide, (stop, *_) = guide_of(Grammars(tokenizer), guided_choice=["ab", "a"]), tokenizer.stop_ids
+    assert not guide.allowed()[stop]
+    guide.accept(tokenizer.id_of("a"))
+    assert guide.allowed()[stop] and guide.allowed()[tokenizer.id_of("b")]
+    guide.accept(stop)
+    with pytest.raises(GuideError):
+        guide.allowed()
 
 
 def test_json_has_little_white_space(tokenizer):

@@ -7,10 +7,13 @@ checkpoints hold each member by itself, and nothing needs a whole stack, which c
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
+T = TypeVar("T", bound=Iterable[Any])
+"""An array, or what is like one."""
 COLLECTIONS = {"expert": "experts", "slot": "slots"}
 """Maps the logical axis of a stack to the part of a name that the member's number follows."""
 _PREFIX = rf"(.*\b(?:{'|'.join(COLLECTIONS.values())}))"
@@ -36,7 +39,7 @@ def stack_of(member: str) -> tuple[str, int] | None:
     return (f"{match[1]}.{match[3]}", int(match[2])) if match else None
 
 
-def members(tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+def members(tensors: Mapping[str, T]) -> Iterator[tuple[str, T]]:
     """Name and array of every tensor, with each stack taken apart into views of its members."""
     for name, array in tensors.items():
         if is_stack(name):
@@ -56,13 +59,19 @@ def stored_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int,
     return stored
 
 
-def join(tensors: dict[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+def join(
+    tensors: dict[str, T], shapes: Mapping[str, tuple[int, ...]], stack: Callable[[list[Any]], Any] = np.stack
+) -> dict[str, T]:
     """The inverse of `members`: the tensors of `shapes`, in its order, each stack made of its members where `tensors`
-    lacks the stack itself. Empties `tensors` as it goes, so that members and stacks are not all in memory together."""
+    lacks the stack itself. Empties `tensors` as it goes, so that members and stacks are not all in memory together.
+
+    Args:
+        tensors: arrays, or what is like arrays.
+        shapes: the names to give; of a stack the number of members, too.
+        stack: stacks members along a new first dimension.
+    """
     joined = {}
     for name, shape in shapes.items():
         whole = tensors.pop(name, None)
-        joined[name] = (
-            np.stack([tensors.pop(member_name(name, i)) for i in range(shape[0])]) if whole is None else whole
-        )
+        joined[name] = stack([tensors.pop(member_name(name, i)) for i in range(shape[0])]) if whole is None else whole
     return joined

@@ -5,9 +5,9 @@ A family's weights.py has a table of rules for each foreign format.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -17,7 +17,29 @@ from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.models.common.stacks import join, member_name, members
 from pangu_ms.models.common.strict import check_names_and_shapes
 
-Tensors = dict[str, np.ndarray]
+
+class ArrayLike(Protocol):
+    """What `Format` needs to know of a tensor: an array, or one that is still on the disk."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes."""
+        ...
+
+    @property
+    def T(self) -> Any:
+        """Its transpose."""
+        ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+Tensor = TypeVar("Tensor", bound=ArrayLike)
+
+
+def same_values(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two arrays hold the same numbers, bfloat16 or not."""
+    return np.array_equal(widened(one), widened(other))
 
 
 @dataclass(frozen=True)
@@ -45,6 +67,14 @@ def under(ours: str, foreign: str, rules: list[Rule]) -> list[Rule]:
     return [Rule(f"{ours}.{rule.ours}", f"{foreign}.{rule.foreign}", rule.transpose) for rule in rules]
 
 
+def foreign_name(name: str, patterns: dict[str, str]) -> str:
+    """The foreign name of one of our parameters by a table like `NAMES`."""
+    for pattern, replacement in patterns.items():
+        if re.match(pattern, name):
+            return re.sub(rf"\A{pattern}", replacement, name)
+    raise AssertionError(f"{name} has no foreign name")
+
+
 @dataclass(frozen=True)
 class Format:
     """A foreign format: a one-to-one mapping between our parameters and its own, and what else its files may
@@ -60,6 +90,10 @@ class Format:
     """Maps a tied parameter to the one that it must equal. Files may leave it out."""
     writes_copies: bool = True
     """Whether written files also contain the tied parameters."""
+    npy_files: tuple[tuple[str, str], ...] = ()
+    """(end of a file's name, canonical foreign name) of tensors that are published as .npy files of their own."""
+    tensor_parallel: bool = False
+    """Whether its directories hold tensor-parallel parts, which checkpoint/megatron.py reads and writes."""
     model_types: tuple[str, ...] = ()
     """Values of model_type in a config.json of the format; empty if the format has no config.json."""
     read_config: Callable[[str, dict[str, Any]], dict[str, Any]] | None = None
@@ -68,13 +102,30 @@ class Format:
     write_config: Callable[[Any], dict[str, Any]] | None = None
     """The inverse of `read_config`."""
 
-    def to_ours(self, where: str, tensors: Tensors, config: ModelConfig) -> Tensors:
+    earlier: "tuple[str, Format] | None" = None
+    """The format that the same programs had before, and the beginning of names that only it has."""
+
+    def of_names(self, names: Iterable[str]) -> "Format":
+        """The format of a file with these names: this one or the earlier one."""
+        prefix, earlier = self.earlier or ("", self)
+        return earlier if any(name.startswith(prefix) for name in names) else self
+
+    def to_ours(
+        self,
+        where: str,
+        tensors: Mapping[str, Tensor],
+        config: ModelConfig,
+        stack: Callable[[list[Any]], Any] = np.stack,
+        equal: Callable[[Any, Any], bool] = same_values,
+    ) -> dict[str, Tensor]:
         """Rename and transpose the tensors of a foreign file.
 
         Args:
             where: the file, for messages.
-            tensors: arrays by foreign name.
+            tensors: arrays by foreign name, or what is like arrays.
             config: determines the parameters and their shapes.
+            stack: stacks tensors along a new first dimension.
+            equal: whether two tensors hold the same numbers.
 
         Returns:
             Arrays by our names in the model's order; transposed ones are views, stacks of members copies.
@@ -82,29 +133,29 @@ class Format:
         Raises:
             CheckpointError: parameters are missing, unexpected, duplicate or of a wrong shape, or a tied copy differs.
         """
-        tensors = self._canonical(where, tensors)
+        tensors = {name: tensors[found] for name, found in self.canonical_names(where, tensors).items()}
         for copy, original in self.copies(config).items():
             if copy not in tensors or original not in tensors:
                 continue
-            if not np.array_equal(widened(tensors.pop(copy)), widened(tensors[original])):
+            if not equal(tensors.pop(copy), tensors[original]):
                 raise CheckpointError(
                     f"{where}: {copy} differs from {original}; they are one tied parameter in PanGu; untied weights"
                     " cannot be converted"
                 )
         rules = self._checked_rules(config)
-        check_names_and_shapes(where, tensors, {rule.foreign: _transposed_shape(shape, rule) for shape, rule in rules})
+        check_names_and_shapes(where, tensors, self.foreign_shapes(config))
         ours = {rule.ours: tensors.pop(rule.foreign) for _, rule in rules}
         ours |= {rule.ours: ours[rule.ours].T for _, rule in rules if rule.transpose}
-        return join(ours, config.parameter_shapes())
+        return join(ours, config.parameter_shapes(), stack)
 
-    def to_foreign(self, where: str, tensors: Tensors, config: ModelConfig) -> Tensors:
+    def to_foreign(self, where: str, tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
         """The inverse of `to_ours`, tied copies included where the format writes them; transposed arrays are views.
 
         Raises:
             CheckpointError: `tensors` are not exactly the parameters of `config`.
         """
         check_names_and_shapes(where, tensors, config.parameter_shapes())
-        tensors = tensors | dict(members(tensors))
+        tensors = dict(tensors) | dict(members(tensors))
         foreign = {}
         for _, rule in self._checked_rules(config):
             foreign[rule.foreign] = tensors[rule.ours].T if rule.transpose else tensors[rule.ours]
@@ -125,11 +176,21 @@ class Format:
         assert len(checked) == len(rules) == len({rule.foreign for rule in rules}), "table and model disagree"
         return checked
 
-    def _canonical(self, where: str, tensors: Tensors) -> Tensors:
-        canonical: Tensors = {}
-        for name, array in tensors.items():
-            if any(re.fullmatch(pattern, name) for pattern in self.ignored):
+    def foreign_shapes(self, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+        """Names and shapes in a file of the format, without tied copies."""
+        return {rule.foreign: _transposed_shape(shape, rule) for shape, rule in self._checked_rules(config)}
+
+    def canonical_names(self, where: str, names: Iterable[str]) -> dict[str, str]:
+        """The names of a file without those that are not weights: the canonical name -> the file's own spelling.
+
+        Raises:
+            CheckpointError: one parameter stands there under two spellings.
+        """
+        canonical: dict[str, str] = {}
+        for found in names:
+            if any(re.fullmatch(pattern, found) for pattern in self.ignored):
                 continue
+            name = found
             for pattern, replacement in self.aliases:
                 name = re.sub(rf"\A(?:{pattern})\Z", replacement, name)
             if name in canonical:
@@ -137,7 +198,7 @@ class Format:
                     f"{where}: {name} stands there twice, under two spellings; one is meant; remove the other from the"
                     " file"
                 )
-            canonical[name] = array
+            canonical[name] = found
         return canonical
 
 
