@@ -164,7 +164,7 @@ def made_results(tmp_path, name, step, right):
 
     directory = tmp_path / name
     task = task_to_dict(task_of(tmp_path, FUNCTION))
-    section = {"task": task, "shots": 0, "seed": None, "items": len(right), "prompts": "p", "gold": "g"}
+    section = {"task": task, "shots": 0, "seed": None, "items": len(right), "available": 9, "prompts": "p", "gold": "g"}
     model = {"name": name, "digest": name, "window": 32, "step": step}
     directory.mkdir()
     run = {"format_version": 1, "model": model, "sections": {"function_0-shot": section}}
