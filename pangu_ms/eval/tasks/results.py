@@ -73,10 +73,11 @@ def summarize(directory: Path) -> Results:
     """The scores of the complete sections of a run.
 
     Returns:
-        `model` as in run.json, and `scores`: an object for each task and number of demonstrations with `task`,
-        `version`, `source`, `type`, `shots`, `seeds`, `items`, `unlabelled`, `prompts` (a hash of each seed's texts),
-        what was cut, and `metrics`: for each `value`, `standard_error` (null for fewer than two items), `seed_spread`
-        (standard deviation of the seeds' scores; null for one seed) and `published`, by size of model.
+        `model` as in run.json, and `scores`: an object for each task and number of demonstrations with `task`, `version`,
+        `source`, `type`, `shots`, `seeds`, `items`, `available` (items of the data file), `unlabelled`, `prompts` (a hash
+        of each seed's texts), what was cut, and `metrics`: for each `value`, `standard_error` (null for fewer than two
+        items), `seed_spread` (standard deviation of the seeds' scores; null for one seed) and `published`, by size of
+        model.
 
     Raises:
         OutputError: a file is missing or damaged.
@@ -115,6 +116,7 @@ def _score(sections: Sequence[tuple[dict[str, Any], list[Record]]]) -> dict[str,
         "shots": shots,
         "seeds": [section["seed"] for section, _ in sections if section["seed"] is not None],
         "items": len(records),
+        "available": first["available"],
         "unlabelled": sum("values" not in record for record in records),
         "mean_shots": math.fsum(record["shots"] for record in every) / max(1, len(every)),
         "dropped_shots": sum(record.get("dropped_shots", 0) for record in every),
