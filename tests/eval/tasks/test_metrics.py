@@ -169,6 +169,7 @@ def test_words_of_other_scripts(text, words):
     assert metrics.words(text) == words.split()
 
 
+@pytest.mark.slow  # importing NLTK takes seconds
 def test_words_equal_those_of_nltk():
     nltk = pytest.importorskip("nltk.tokenize.destructive")
     reference, lot = nltk.NLTKWordTokenizer(), random.Random(3)
