@@ -8,6 +8,7 @@ with a loss get `token_perplexity`.
 import dataclasses
 import difflib
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -198,6 +199,7 @@ def run(
     arguments = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     arguments |= dict.fromkeys(seeds, arguments.pop("seed"))
     datasets.disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells each attempt to connect
     with _environment(), redirect_stdout(sys.stderr):  # lm-eval and tasks print
         try:
             found = simple_evaluate(
