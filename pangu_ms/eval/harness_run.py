@@ -85,6 +85,12 @@ class Found:
                 rows.append((task, shots, measure if rule == "none" else f"{measure} ({rule})", f"{value:.4f}", shown))
         return rows
 
+    def with_other_shots(self, number: int | None) -> list[str]:
+        """Tasks that were asked with another number of demonstrations than this: lm-eval leaves a task at 0 whose file
+        says 0."""
+        shots = self.results.get("n-shot", {})
+        return [] if number is None else [task for task, found in shots.items() if found != number]
+
     def write(self, directory: Path) -> None:
         """Write results.json, and samples_TASK.jsonl of each task with samples, into a new directory.
 

@@ -404,14 +404,16 @@ def test_the_command_exports_and_scores(toy, data, own_tasks, tmp_path, monkeypa
     assert "pangu_behind_2_shot_seed0      4  acc_tokens" in told.out and "--tasks pangu_tasks" in told.out
     assert "unlabelled: no item with a gold label is left" in told.err
     monkeypatch.setattr(harness, "open_model", lambda args: toy)
-    words = ["model", "--tasks", "pangu_tasks", "--include_path", str(output), "--log_samples", "--bootstrap_iters=0"]
-    assert main(["harness", "run", *words, "--output", str(tmp_path / "found")]) == 0
+    words = ["model", "--tasks", "pangu_tasks", "--include_path", str(output), "--bootstrap_iters=0"]
+    assert main(["harness", "run", *words, "--log_samples", "--output", str(tmp_path / "found")]) == 0
     told = capsys.readouterr()
     assert re.search(r"pangu_behind_0_shot +0 +acc_tokens +0\.\d{4}", told.out)
     results = json.loads((tmp_path / "found/results.json").read_text())
     assert results["config"]["model"] == "toy" and results["n-samples"]["pangu_behind_0_shot"]["effective"] == 4
     samples = (tmp_path / "found/samples_pangu_behind_2_shot_seed0.jsonl").read_text().splitlines()
     assert len(samples) == 4 and json.loads(samples[0])["acc_tokens"] in (0.0, 1.0)
+    assert main(["harness", "run", *words, "--num-fewshot", "2"]) == 0
+    assert "--num-fewshot 2: 2 tasks keep the number of demonstrations" in capsys.readouterr().err
     assert main(["harness", "run", "model", "--tasks", "one", "--include-path", str(own_tasks), "--json"]) == 0
     assert "acc_tokens,none" in json.loads(capsys.readouterr().out)["results"]["one"]
 
