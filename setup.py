@@ -70,6 +70,7 @@ setup(
         "eval": EVAL,  # pangu harness; pangu tasks run http://...
         "plot": ["matplotlib>=3.10"],  # older ones leave labels that begin with _ out of the legend
         "hf": ["torch", "transformers"],  # tests that make Hugging Face checkpoints and compare logits
+        "gguf": ["gguf>=0.10"],  # pangu convert --to gguf
         "bench": ["torch", "gguf"],  # peers of the benchmarks (torch: any CPU build) and files for them
         "fuzz": ["schemathesis"],  # a test of the slow tier, over the OpenAPI document of `pangu serve`
         "docs": ["mkdocs-material", "pre-commit"],  # the site of docs/, and the hooks of those who change the code

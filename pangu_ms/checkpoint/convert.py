@@ -8,9 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.checkpoint import foreign, lazy, md5_list, official, reshard, store
+from pangu_ms.checkpoint import (
+    foreign,
+    gguf_export,
+    lazy,
+    md5_list,
+    megatron,
+    mindformers_directory,
+    official,
+    reshard,
+    store,
+)
 from pangu_ms.checkpoint.lazy import Stored
 from pangu_ms.checkpoint.partial import Partial, open_partial
+from pangu_ms.checkpoint.recognise import fitting
 from pangu_ms.config import RunConfig, dump_config
 from pangu_ms.config.load import config_from_dict
 from pangu_ms.core import dtypes, files
@@ -19,6 +30,7 @@ from pangu_ms.data import huggingface_files
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.models.common.stacks import stack_of
+from pangu_ms.models.common.strict import Mismatch
 from pangu_ms.models.common.weights import Format
 from pangu_ms.models.registry import FAMILIES
 
@@ -44,6 +56,8 @@ class Weights:
     """The weights of another program by their own names; they stay on the disk."""
 
     where: str
+    format: str
+    """The name of their format."""
     stored: Stored
     files: list[Path]
     origin: dict[str, Any]
@@ -53,7 +67,17 @@ class Weights:
 
     def to_ours(self, naming: Format, config: RunConfig) -> Stored:
         """The tensors by our names; see `Format.to_ours`."""
-        return naming.to_ours(self.where, self.stored, config.model, lazy.Stack.of, lazy.equal)
+        try:
+            return naming.to_ours(self.where, self.stored, config.model, lazy.Stack.of, lazy.equal)
+        except Mismatch as error:
+            tables = [f"{name} is {file}" for name, file in self.spellings.items() if file.endswith(".npy")]
+            named = "; ".join(table for table in tables if table.split()[0] in str(error))
+            raise CheckpointError(f"{error}{self.fitting()}{f' ({named})' if named else ''}") from None
+
+    def fitting(self) -> str:
+        """The end of a message: the configuration that the names and shapes belong to, if they are recognised."""
+        fits = fitting(self.format, {name: tensor.shape for name, tensor in self.stored.items()})
+        return f": {fits}" if fits else ""
 
 
 def import_file(
@@ -102,7 +126,8 @@ def import_file(
     naming = _format(config, source)
     store.require_no_checkpoints(output)
     loaded = _tokenizer_of(path, tokenizer, with_tokenizer, config)
-    weights = _open(path, source, naming, parts, progress)
+    weights = _open(path, source, naming, config.model, parts, progress, say)
+    naming = naming.of_names(weights.stored)
     tensors = _announced(str(path), weights.to_ours(naming, config), dtype, _tables(config.model), say)
     none = "none comes along; name one with --tokenizer wherever text is read or written"
     say(f"tokenizer: {_describe_tokenizer(loaded) if loaded else none}")
@@ -112,11 +137,12 @@ def import_file(
         if loaded:
             loaded.save(copy := Path(stack.enter_context(tempfile.TemporaryDirectory())) / "tokenizer")
         partial = None
-        if parts:
+        if parts or naming.tensor_parallel:
             identity = {"state": state, "config": dump_config(config), "dtype": dtype, "sharded": sharded}
             identity |= {"files": _stamps(weights.files), "tokenizer": tokenizer and str(Path(tokenizer).resolve())}
             partial = stack.enter_context(open_partial(output, identity))
-            _check_md5(partial, weights, parts, say, progress)
+            if parts:
+                _check_md5(partial, weights, parts, say, progress)
             if partial.finished:
                 say(f"goes on after {len(partial.finished)} files that are there already")
         made = reshard.Source(str(path), 0, {store.MODEL: tensors}, store.state_bytes(state), copy)
@@ -139,7 +165,8 @@ def import_map(
     path = Path(path)
     config = _config_of(path, source, config, parts)
     naming = _format(config, source)
-    weights = _open(path, source, naming, parts, False)
+    weights = _open(path, source, naming, config.model, parts, False, say=_log.info)
+    naming = naming.of_names(weights.stored)
     tensors = lazy.cast(str(path), weights.to_ours(naming, config), dtype, _tables(config.model))
     found = naming.canonical_names(str(path), weights.stored)
     rows = []
@@ -162,25 +189,42 @@ def import_map(
 
 
 def _config_of(path: Path, source: str, config: RunConfig | None, parts: Parts | None) -> RunConfig:
-    if path.is_dir() and not parts:
+    in_parts = parts or any(formats[source].tensor_parallel for formats in _all_formats() if source in formats)
+    if path.is_dir() and not in_parts and source != mindformers_directory.NAME:
         return directory_config(path, source, config)
     if config is None:
+        fits = "" if in_parts and path.is_dir() else _open_files(path, source).fitting()
         raise ConfigError(
-            f"{path}: a file of weights does not say which model it is; name its configuration (--config)"
+            f"{path}: a file of weights does not say which model it is; name its configuration (--config){fits}"
         )
     return config
 
 
-def _open(path: Path, source: str, naming: Format, parts: Parts | None, progress: bool) -> Weights:
+def _open(
+    path: Path, source: str, naming: Format, model: ModelConfig, parts: Parts | None, progress: bool, say: Say
+) -> Weights:
     """Find the weights of a file or directory of the format `source`."""
     if parts:
-        return _open_parts(path, naming, parts, progress)
+        return _open_parts(path, source, naming, parts, progress)
+    if naming.tensor_parallel:
+        weights = Weights(str(path), source, *megatron.open_weights(path, naming, model, say), {})
+    else:
+        weights = _open_files(path, source)
+    names = {file: str(file.relative_to(path)) if path.is_dir() else file.name for file in weights.files}
+    weights.origin["sha256"] = {names[file]: files.sha256_file(file) for file in weights.files}
+    return weights
+
+
+def _open_files(path: Path, source: str) -> Weights:
+    """Find the weights of a file, or of a directory of whole files."""
+    if path.is_dir() and source == mindformers_directory.NAME:
+        directory = mindformers_directory.find(path)
+        return Weights(str(path), source, *mindformers_directory.open_directory(directory), {})
     read = foreign.weight_files(path) if path.is_dir() else [path]
-    stored = foreign.open_files(read)
-    return Weights(str(path), stored, read, {"sha256": {file.name: files.sha256_file(file) for file in read}})
+    return Weights(str(path), source, foreign.open_files(read), read, {})
 
 
-def _open_parts(path: Path, naming: Format, parts: Parts, progress: bool) -> Weights:
+def _open_parts(path: Path, source: str, naming: Format, parts: Parts, progress: bool) -> Weights:
     release = official.open_release(path, parts.strategies, naming, parts.embeddings, progress)
     read = [*release.parts, *release.tables.values(), *parts.strategies]
     origin = {
@@ -189,7 +233,7 @@ def _open_parts(path: Path, naming: Format, parts: Parts, progress: bool) -> Wei
         "embeddings": [file.name for file in release.tables.values()],
         "sha256": {file.name: files.sha256_file(file) for file in parts.strategies},
     }
-    return Weights(str(path), release.stored, read, origin, release.spellings)
+    return Weights(str(path), source, release.stored, read, origin, release.spellings)
 
 
 def _check_md5(partial: Partial, weights: Weights, parts: Parts, say: Say, progress: bool) -> None:
@@ -260,17 +304,21 @@ def export_file(
     dtype: str = "float32",
     max_shard_bytes: int = store.MAX_SHARD_BYTES,
     say: Say = _log.info,
+    with_tokenizer: bool = True,
+    tensor_parallel: int | None = None,
 ) -> Path:
-    """Convert the model of a checkpoint to one file of weights, or to a Hugging Face directory if `output` has no
-    suffix.
+    """Convert the model of a checkpoint to one file of weights, or to a Hugging Face directory, or one of Megatron's
+    parts, if `output` has no suffix.
 
     Args:
         checkpoint: step directory, checkpoint root or run directory.
         target: naming scheme to write, such as "huggingface".
-        output: a new .ckpt, .npz or .safetensors, or a new directory.
-        dtype: dtype of the written weights: float32, float16 or bfloat16.
+        output: a new .ckpt, .npz or .safetensors, or a new directory; for "gguf" a new .gguf.
+        dtype: dtype of the written weights: float32, float16 or bfloat16; for "gguf" also q8_0.
         max_shard_bytes: weights of a directory that are larger than this are split over several files.
         say: called with lines that say what became of dtypes and tokenizer.
+        with_tokenizer: False leaves the tokenizer out of a .gguf.
+        tensor_parallel: into how many parts a directory for Megatron is cut; None for one.
 
     Returns:
         `output`.
@@ -280,13 +328,21 @@ def export_file(
         OutputError: `output` exists, or the disk is full.
     """
     output = Path(output)
+    if target == gguf_export.NAME:
+        return gguf_export.export(store.open_checkpoint(checkpoint), output, dtype, with_tokenizer, say)
     if output.suffix:
         foreign.require_known_suffix(output, dtype)
     files.require_new(output) if output.suffix else files.require_free(output)
     source = store.open_checkpoint(checkpoint)
     config = source.config()
     naming = _format(config, target)
-    if not output.suffix and naming.write_config is None:
+    in_parts = naming.tensor_parallel and not output.suffix
+    if tensor_parallel is not None and not in_parts:
+        raise CheckpointError(
+            f"{output}: --tensor-parallel goes with --to megatron and a directory, a name without a dot; leave it out"
+            " or name one"
+        )
+    if not output.suffix and naming.write_config is None and not in_parts:
         rule = f"{config.model.family} weights have no directory form as {target}"
         raise CheckpointError(f"{output}: has no suffix, and {rule}; name a .safetensors, .npz or .ckpt")
     own = source.tokenizer_path()
@@ -295,6 +351,11 @@ def export_file(
     integers = {rule.foreign for rule in naming.rules(config.model) if rule.ours in tables}
     tensors = naming.to_foreign(str(source.path), source.stored(), config.model)
     tensors = _announced(str(source.path), tensors, dtype, integers, say)
+    if in_parts:
+        megatron.write_parts(output, tensors, naming, config.model, tensor_parallel or 1)
+        if own:
+            say("tokenizer: stays behind, as Megatron's files have no place for it")
+        return output
     if output.suffix or naming.write_config is None:
         foreign.write_file(output, tensors)
         if own:

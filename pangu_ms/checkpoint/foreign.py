@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pangu_ms.checkpoint import mindspore_shards, safetensors_file, store
+from pangu_ms.checkpoint import mindspore_shards, safetensors_file, store, torch_file
 from pangu_ms.checkpoint.lazy import InMemory, Readable, Stored
 from pangu_ms.checkpoint.sharded import whole
 from pangu_ms.core import files, small_json
@@ -27,6 +27,7 @@ Given = Mapping[str, Readable | np.ndarray]
 """Tensors to write: in memory, or still on the disk."""
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # of a Hugging Face directory
 INDEX = f"{WEIGHTS}.index.json"  # says which of several files holds which tensor
+_KINDS = ((WEIGHTS, INDEX), ("pytorch_model.bin", "pytorch_model.bin.index.json"))
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -46,14 +47,16 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The weight files of a Hugging Face directory: model.safetensors, or the files that its index names.
+    """The weight files of a Hugging Face directory: model.safetensors, or the files that its index names; if neither is
+    there, pytorch_model.bin likewise.
 
     Raises:
         CheckpointError: a file is missing, or the index is damaged.
     """
     directory = Path(directory)
-    index = directory / INDEX
-    names = [WEIGHTS]
+    here = [kind for kind in _KINDS if any((directory / name).is_file() for name in kind)]
+    weights, index_name = (here or _KINDS)[0]
+    index, names = directory / index_name, [weights]
     if index.is_file():
         try:
             names = sorted({str(Path(name)) for name in small_json.read_object(index)["weight_map"].values()})
@@ -64,10 +67,9 @@ def weight_files(directory: Path) -> list[Path]:
             f"{index}: names {outside[0]}; its files must lie in its directory; copy them there and correct the index"
         )
     if missing := [name for name in names if not (directory / name).is_file()]:
-        where = f"named in {index.name}" if index.is_file() else f"nor {index.name}; PyTorch's .bin files are not read"
+        where = f"named in {index.name}" if index.is_file() else f"nor {index.name}, nor {' or '.join(_KINDS[1])}"
         raise CheckpointError(
-            f"{directory}: holds no {', '.join(missing)} ({where}); copy or download the directory again, as"
-            " .safetensors"
+            f"{directory}: holds no {', '.join(missing)} ({where}); copy or download the directory again"
         )
     return [directory / name for name in names]
 
@@ -138,7 +140,7 @@ def open_file(path: Path) -> Stored:
         CheckpointError: the suffix is unknown, or the file is missing, damaged or of another kind.
     """
     path = Path(path)
-    open_known, _ = _functions(path)
+    open_known = _open_torch if path.suffix in torch_file.SUFFIXES else _functions(path)[0]
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; name one file of weights")
     return open_known(path)
@@ -172,7 +174,8 @@ def require_known_suffix(path: Path, dtype: str = "float32") -> None:
     if Path(path).suffix not in _FORMATS:
         remedy = "use one of these (a new directory: a name without a dot)"
         raise CheckpointError(
-            f"{path}: unknown kind of file {Path(path).suffix!r}; weights are {', '.join(_FORMATS)}; {remedy}"
+            f"{path}: unknown kind of file {Path(path).suffix!r}; weights are {', '.join(_FORMATS)}"
+            f" (to read, {', '.join(torch_file.SUFFIXES)}, too); {remedy}"
         )
     if dtype == "bfloat16" and Path(path).suffix == ".npz":
         raise CheckpointError(
@@ -211,6 +214,11 @@ def _write_ckpt(path: Path, tensors: Given) -> None:
         return ms.Tensor(np.asarray(widened(array), order="C"), dtype=ms.bfloat16 if array.dtype == BFLOAT16 else None)
 
     ms.save_checkpoint([{"name": name, "data": tensor(array)} for name, array in _arrays(tensors)], str(path))
+
+
+def _open_torch(path: Path) -> Stored:
+    torch_file.verify(path)
+    return torch_file.index(path)
 
 
 def _open_npz(path: Path) -> Stored:

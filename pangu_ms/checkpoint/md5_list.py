@@ -4,6 +4,7 @@ import hashlib
 import re
 from pathlib import Path
 
+from pangu_ms.core import small_json
 from pangu_ms.core.errors import CheckpointError
 from pangu_ms.core.progress import progress_bar
 
@@ -18,8 +19,8 @@ def read_list(path: Path) -> dict[tuple[str, ...], str]:
         CheckpointError: the file cannot be read or is no such list.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = small_json.read_bytes(path).decode().splitlines()
+    except ValueError as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); name a list that `md5sum FILES` prints") from None
     found: dict[tuple[str, ...], str] = {}
     for number, line in enumerate(lines, 1):

@@ -5,6 +5,7 @@ import math
 from argparse import Namespace
 from pathlib import Path
 
+from pangu_ms.checkpoint import gguf_export, gguf_file, store
 from pangu_ms.checkpoint.convert import Parts, Say, export_file, import_file, import_map
 from pangu_ms.cli import options
 from pangu_ms.config import RunConfig, load_config
@@ -12,31 +13,37 @@ from pangu_ms.core import dtypes
 from pangu_ms.core.errors import CheckpointError
 from pangu_ms.core.parser import Parser, RawHelp
 from pangu_ms.core.runtime import quiet
+from pangu_ms.core.size_text import parse_size
 from pangu_ms.core.table import print_result, table_lines
 
 _DESCRIPTION = """\
 To a checkpoint of this package:
-  pangu convert FILE --from official|huggingface|mindformers --config NAME [model.field=value ...] --output DIR
+  pangu convert FILE --from official|huggingface|megatron|mindformers --config NAME [model.field=value ...] --output DIR
   pangu convert DIRECTORY --from huggingface --output DIR
+  pangu convert DIRECTORY --from megatron|mindformers --config NAME [model.field=value ...] --output DIR
   pangu convert PARTS --from official --strategy FILE --config NAME [parallel.field=value ...] --output DIR
 From a checkpoint of this package:
-  pangu convert CHECKPOINT --to official|huggingface|mindformers --output FILE
-  pangu convert CHECKPOINT --to huggingface --output DIRECTORY
+  pangu convert CHECKPOINT --to official|huggingface|megatron|mindformers --output FILE
+  pangu convert CHECKPOINT --to huggingface|megatron --output DIRECTORY
+  pangu convert CHECKPOINT --to gguf --output FILE.gguf
 
-FILE is one .ckpt, .npz or .safetensors.
+FILE is one .ckpt, .npz or .safetensors; also a .pt, .pth or .bin of torch.save, of which nothing is executed.
 PARTS is a directory with one part for each rank that saved them, as PanGu-alpha was released (filerted_0.ckpt to
 filerted_511.ckpt) or as MindSpore saves them (rank_0/NAME.ckpt, ...); the strategy file, which is published with them,
 says how they belong together. Tensors are read and written piece by piece. If the command is interrupted, the same one
 goes on. If the plan of the configuration has several ranks, the checkpoint is written for them, otherwise as a whole
 (from a FILE or DIRECTORY only if you give overrides of parallel.*).
-DIRECTORY is a Hugging Face directory with one .safetensors file, or several with an index. Its config.json says which
-model it is, and its tokenizer is converted too. A DIRECTORY that is written also has these files, and
-generation_config.json. transformers can load it if the model is a LLaMA; it has no class for alpha, nor for pi with
-series activations or augmented shortcuts.
+DIRECTORY is what MindFormers wrote (iteration_N, or the output of a run), or a Hugging Face directory with one
+.safetensors (or PyTorch's .bin) file, or several with an index. The config.json of the latter says which model it is,
+and its tokenizer is converted too. A DIRECTORY that is written also has these files, and generation_config.json.
+transformers can load it if the model is a LLaMA; it has no class for alpha, nor for pi with series activations or
+augmented shortcuts.
+Megatron's DIRECTORY holds tensor-parallel parts (mp_rank_00, ...) or a run with them; --tensor-parallel N writes N.
 Names and shapes must be exactly those of the configuration. Nothing is overwritten.
 A FILE says nothing about settings that change no shape, so a wrong number of heads (for pi also rope_theta,
 rms_norm_eps, siaf_position, ...) is not detected: check the result with a known prompt.
-The format "official" is that of the released weights of alpha."""
+The format "official" is that of the released weights of alpha; "gguf" is that of llama.cpp, which computes pi without
+series activation and augmented shortcuts."""
 
 
 def build_parser() -> Parser:
@@ -45,11 +52,11 @@ def build_parser() -> Parser:
     text = "with --from: file or Hugging Face directory of weights; with --to: run, checkpoint or step directory"
     parser.add_argument("input", type=Path, metavar="FILE|DIRECTORY|CHECKPOINT", help=text)
     direction = parser.add_mutually_exclusive_group(required=True)
-    text = "naming scheme of the input: official, huggingface or mindformers"
+    text = "naming scheme of the input: official, huggingface, megatron or mindformers"
     direction.add_argument("--from", dest="source", metavar="FORMAT", help=text)
-    text = "naming scheme to write: official, huggingface or mindformers"
+    text = "naming scheme to write: official, huggingface, megatron, mindformers or gguf"
     direction.add_argument("--to", dest="target", metavar="FORMAT", help=text)
-    text = "with --from: directory without checkpoints; with --to: new .ckpt, .npz, .safetensors or directory"
+    text = "with --from: directory without checkpoints; with --to: new .ckpt, .npz, .safetensors, .gguf or directory"
     parser.add_argument("--output", type=Path, help=text)
     text = "of PARTS: the strategy file, or one for each pipeline stage"
     parser.add_argument("--strategy", type=Path, nargs="+", metavar="FILE", help=text)
@@ -62,18 +69,23 @@ def build_parser() -> Parser:
     parser.add_argument("--md5", type=Path, metavar="FILE", help=text)
     text = "with --from: check names and shapes, show what becomes of each tensor, and write nothing"
     parser.add_argument("--dry-run", action="store_true", help=text)
+    text = "with --to megatron and a directory: number of tensor-parallel parts (default: 1)"
+    parser.add_argument("--tensor-parallel", type=int, metavar="N", help=text)
     which = parser.add_mutually_exclusive_group()
     text = (
         "with --from: tokenizer directory or vocab.model to copy into the checkpoint (default: the tokenizer of the"
         " DIRECTORY, if it has one)"
     )
     which.add_argument("--tokenizer", type=Path, metavar="PATH", help=text)
-    which.add_argument("--no-tokenizer", action="store_true", help="with --from: do not copy the DIRECTORY's tokenizer")
+    text = "with --from: do not copy the DIRECTORY's tokenizer; with --to gguf: write no tokenizer"
+    which.add_argument("--no-tokenizer", action="store_true", help=text)
     text = (
         "dtype of the written weights (default: %(default)s, which training needs and which represents float16 and"
-        " bfloat16 exactly); values are rounded to nearest, ties to even"
+        " bfloat16 exactly); values are rounded to nearest, ties to even. q8_0 is of --to gguf"
     )
-    parser.add_argument("--dtype", choices=dtypes.NAMES, default="float32", help=text)
+    parser.add_argument("--dtype", choices=gguf_file.DTYPES, default="float32", help=text)
+    text = "with --to DIRECTORY: largest size of a file of weights, such as 2GB or 500MiB (default: 4GiB)"
+    parser.add_argument("--max-shard-size", metavar="SIZE", help=text)
     options.add_json(parser)
     options.add_config(parser, default=None)
     parser.set_defaults(run=functools.partial(_run, parser))
@@ -87,6 +99,8 @@ def main(argv: list[str]) -> int:
 
 def _run(parser: Parser, args: Namespace) -> int:
     quiet()
+    if args.dtype not in dtypes.NAMES and args.target != gguf_export.NAME:
+        parser.error(f"--dtype {args.dtype} is of --to gguf; others take {', '.join(dtypes.NAMES)}")
     if args.dry_run:
         return _show_map(parser, args)
     if not args.output:
@@ -112,7 +126,7 @@ def _import(parser: Parser, args: Namespace, say: Say) -> Path:
         say,
         sharded=_wants_ranks(config, args),
         parts=parts,
-        progress=parts is not None,
+        progress=parts is not None or args.source == "megatron",
     )
 
 
@@ -160,8 +174,8 @@ def _source(parser: Parser, args: Namespace) -> tuple[RunConfig | None, Parts | 
         )
     if args.config is None and args.overrides:
         parser.error("overrides change a --config NAME, and none is given")
-    if args.config is None and not args.input.is_dir():
-        parser.error("--from needs --config NAME: a file of weights does not say which model it is")
+    if args.tensor_parallel is not None:
+        parser.error("--tensor-parallel goes with --to: the number of parts that are read is found")
     config = load_config(args.config, args.overrides) if args.config else None
     if not args.strategy:
         if args.embeddings or args.md5:
@@ -175,8 +189,28 @@ def _source(parser: Parser, args: Namespace) -> tuple[RunConfig | None, Parts | 
 
 
 def _export(parser: Parser, args: Namespace, say: Say) -> Path:
-    if args.config or args.overrides or args.tokenizer or args.no_tokenizer:
+    is_gguf = args.target == gguf_export.NAME
+    if args.config or args.overrides or args.tokenizer or (args.no_tokenizer and not is_gguf):
         parser.error("--to takes no --config, overrides, --tokenizer or --no-tokenizer: a checkpoint has its own")
     if args.strategy or args.embeddings or args.md5:
         parser.error("--strategy, --embeddings and --md5 go with --from")
-    return export_file(args.input, args.target, args.output, args.dtype, say=say)
+    if is_gguf and args.tensor_parallel is not None:
+        parser.error("--tensor-parallel goes with --to megatron")
+    size = store.MAX_SHARD_BYTES
+    if args.max_shard_size is not None:
+        if args.output.suffix or is_gguf or args.target == "megatron":
+            parser.error("--max-shard-size is of a Hugging Face directory; name one, without a dot, as --output")
+        try:
+            size = parse_size(args.max_shard_size)
+        except ValueError as error:
+            parser.error(f"--max-shard-size {error}")
+    return export_file(
+        args.input,
+        args.target,
+        args.output,
+        args.dtype,
+        size,
+        say,
+        with_tokenizer=not args.no_tokenizer,
+        tensor_parallel=args.tensor_parallel,
+    )

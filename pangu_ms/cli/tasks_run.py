@@ -27,7 +27,7 @@ def build_parser() -> Parser:
     text = "names from `pangu tasks list`, such as c3,tnews or cmnli@figure10; all: every one"
     parser.add_argument("--tasks", required=True, metavar="NAME,...", help=text)
     tasks_options.add_prompts(parser)
-    text = "leave out tasks whose data file is missing, instead of stopping before the first one"
+    text = "leave out tasks and demonstrations whose data file is missing, instead of stopping before the first one"
     parser.add_argument("--skip-missing", action="store_true", help=text)
     text = "directory for scores and records; the same command goes on in it"
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help=text)
@@ -71,8 +71,10 @@ def text_of(results: "Results", output: Path) -> str:
                 f"{name}: the window has no room for {score['cut_items']:,} texts; {score['cut_tokens']:,} tokens were"
                 " cut off"
             )
-        if score["dropped_shots"] and score["shots"] != "few":
-            lines.append(f"{name}: {score['dropped_shots']:,} demonstrations had no room")
+        if score["dropped_shots"]:
+            lines.append(
+                f"{name}: {score['mean_shots']:.1f} demonstrations on average; the window has no room for more"
+            )
         if score["unlabelled"]:
             lines.append(
                 f"{name}: {score['unlabelled']:,} items have no right answer; predictions are in {output}/submissions"

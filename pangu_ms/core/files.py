@@ -130,6 +130,27 @@ def write_bytes(path: Path, content: bytes, durable: bool = True, private: bool 
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`, for a writer that opens its file itself. When the block ends without an
+    error, the file is flushed to disk and renamed to `path`, which it replaces.
+
+    Raises:
+        OutputError: the disk is full or not writable.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            sync_path(temporary)
+            os.replace(temporary, path)
+            sync_path(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 

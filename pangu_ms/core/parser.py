@@ -63,8 +63,9 @@ class Parser(argparse.ArgumentParser):
     def _nearest(self, message: str) -> str:
         """A hint: the option or choice that an unknown word is most similar to. If a required argument is missing, a
         misspelt option may have been meant to give it."""
-        if match := re.match(r"(unrecognized arguments|the following arguments are required): ", message):
-            missing = match[1].startswith("the")
+        forms = r"(unrecognized arguments: |the following arguments are required: |one of the arguments .* is required)"
+        if match := re.match(forms, message):
+            missing = not match[1].startswith("unrecognized")
             words = self._given_arguments if missing else [*self._given_arguments, *message[match.end() :].split()]
             known = self._known_options()
             options = [word.partition("=")[0] for word in words if word[:1] == "-"]

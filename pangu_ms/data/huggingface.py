@@ -210,6 +210,16 @@ class HuggingFaceTokenizer(Tokenizer):
                 raise DataError(f"{name}: chat_template is neither a text nor a list of texts; name one with an option")
         return None
 
+    @property
+    def sentencepiece(self) -> bytes | None:
+        """See `Tokenizer`."""
+        return self._table.model if isinstance(self._table, SentencePieces) else None
+
+    @property
+    def strips_space(self) -> bool:
+        """See `Tokenizer`."""
+        return self._table.strips_space
+
     def id_of(self, piece: str) -> int | None:
         """See `Tokenizer`."""
         return self._id_inside(piece)
@@ -233,7 +243,7 @@ class HuggingFaceTokenizer(Tokenizer):
     def decode(self, ids: Iterable[int], continuation: bool = False) -> str:
         """See `Tokenizer`. The space that encoding puts before a text is removed again, except in a continuation."""
         text = super().decode(ids)
-        return text[1:] if self._table.strips_space and not continuation and text.startswith(" ") else text
+        return text[1:] if self.strips_space and not continuation and text.startswith(" ") else text
 
     @cached_property
     def _bytes_of(self) -> list[bytes]:
@@ -245,6 +255,7 @@ class SentencePieces:
 
     Attributes:
         size: number of pieces.
+        model: the SentencePiece model with all special tokens as control pieces.
         strips_space: whether encoding puts a space before a text, so that decoding must remove it.
         rule: the settings besides the model that determine the ids; they are a part of the fingerprint.
     """
@@ -265,7 +276,8 @@ class SentencePieces:
         }
         # The model must leave white space as it is: `_prefixed` decides what is put before a text.
         as_it_stands = message_field(_NORMALIZER, number_field(3, 0) + number_field(4, 0))
-        self._processor = processor_of(_with_specials(model, processor_of(model), special) + as_it_stands)
+        self.model = _with_specials(model, processor_of(model), special) + as_it_stands
+        self._processor = processor_of(self.model)
         self.size: int = self._processor.get_piece_size()
 
     def encode(self, texts: list[str]) -> list[list[int]]:

@@ -22,10 +22,10 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 def find(directory: Path) -> Path | None:
     """The path in a directory of weights that `Tokenizer.load` can read, or None if it holds no tokenizer."""
     directory = Path(directory)
-    if any((directory / name).exists() for name in (SENTENCEPIECE, FAST, SETTINGS)):
-        return directory
-    released = directory / "vocab.model"
-    return released if released.exists() else None
+    released = directory / "vocab.model"  # the community's ports of PanGu-alpha have settings beside it
+    if any((directory / name).exists() for name in (SENTENCEPIECE, FAST)) or not released.exists():
+        return directory if any((directory / name).exists() for name in (SENTENCEPIECE, FAST, SETTINGS)) else None
+    return released
 
 
 def files_of(tokenizer: Tokenizer) -> dict[str, bytes]:

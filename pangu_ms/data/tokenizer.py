@@ -203,6 +203,17 @@ class Tokenizer:
         return None
 
     @property
+    def sentencepiece(self) -> bytes | None:
+        """The SentencePiece model that encodes texts, in which the special tokens are control pieces; None for a
+        tokenizer of another kind."""
+        return self.model
+
+    @property
+    def strips_space(self) -> bool:
+        """Whether encoding puts a space before a text, so that decoding removes it."""
+        return False
+
+    @property
     def markers(self) -> dict[str, int]:
         """Ids of the pieces that mark the structure of a text, by their spelling: control pieces, and those of other
         makers that no training has made, such as `[unused9]`."""

@@ -42,7 +42,7 @@ configuration of a model.
 
 `weights.py`    `FORMATS`: by the name of a foreign format a `Format` (models/common/weights.py): names of the
                 parameters there, and how its config.json is read and written. `MINDFORMERS` fits any family. No
-                mindspore import.
+                mindspore import. `GGUF` describes its models for llama.cpp, or refuses (models/common/gguf.py).
 
 `domains.py`    Only in families whose models tell domains apart: `extracted`, `with_domain`, `Donor`, `expert_loads`,
                 `experts_of` and `index_of`, and for a family with a `BASE_FAMILY` `inherited` (see
@@ -58,6 +58,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from pangu_ms.models.common.config import ModelConfig
+from pangu_ms.models.common.gguf import Describe
 from pangu_ms.models.common.sharding import Rules
 from pangu_ms.models.common.weights import Format
 
@@ -90,6 +91,11 @@ class Family:
     def formats(self) -> dict[str, Format]:
         """Foreign formats of its weights, by name."""
         return importlib.import_module(f"{self.package}.weights").FORMATS
+
+    @property
+    def gguf(self) -> Describe:
+        """Describes its models for llama.cpp."""
+        return importlib.import_module(f"{self.package}.weights").GGUF
 
     @property
     def domains(self) -> ModuleType:

@@ -1,22 +1,22 @@
-"""Writes GGUF files for llama.cpp: the part of a PanGu-pi that is a LLaMA, and a GPT-2 in the shape of a PanGu-alpha.
+"""GGUF files of llama.cpp's peers of the benchmarks: the part of a PanGu-pi that is a LLaMA, and a GPT-2 in the shape
+of a PanGu-alpha.
 
 llama.cpp has neither PanGu-pi's series activation and augmented shortcuts nor PanGu-alpha's query layer, so the files
-of such models are of the same sizes, not of the same function. Of a PanGu-pi without both it is the same function. The
-files hold no tokenizer.
+of such models are of the same sizes, not of the same function. Of a PanGu-pi without both it is the same function, the
+one that `pangu convert --to gguf` writes. The files hold no tokenizer.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import gguf
 import numpy as np
-from gguf import GGMLQuantizationType as Type
 
+from pangu_ms.checkpoint import gguf_export, gguf_file
+from pangu_ms.checkpoint.lazy import InMemory, Stored
 from pangu_ms.models.alpha.config import AlphaConfig
 from pangu_ms.models.pi.config import PiConfig
-
-MATRICES = {"float32": Type.F32, "float16": Type.F16, "bfloat16": Type.BF16, "q8_0": Type.Q8_0}
-"""Types of matrices; vectors, and a table of positions, stay float32."""
+from pangu_ms.models.pi.gguf import describe
 
 
 def write(path: Path, model: PiConfig | AlphaConfig, tensors: Mapping[str, np.ndarray], dtype: str) -> None:
@@ -26,57 +26,34 @@ def write(path: Path, model: PiConfig | AlphaConfig, tensors: Mapping[str, np.nd
         path: the file.
         model: shapes.
         tensors: float32 values by the names of `model.parameter_shapes()`.
-        dtype: a key of MATRICES.
+        dtype: one of gguf_file.DTYPES, for matrices; vectors, and a table of positions, stay float32.
     """
-    llama = isinstance(model, PiConfig)
-    writer = gguf.GGUFWriter(path, "llama" if llama else "gpt2")
-    writer.add_vocab_size(model.vocab_size)
-    writer.add_tokenizer_model("none")
-    writer.add_context_length(model.seq_length)
-    writer.add_embedding_length(model.hidden_size)
-    writer.add_block_count(model.num_layers)
-    writer.add_feed_forward_length(model.ffn_hidden_size)
-    writer.add_head_count(model.num_heads)
+    stored: Stored
     if isinstance(model, PiConfig):
-        writer.add_head_count_kv(model.num_kv_heads)
-        writer.add_key_length(model.head_dim)
-        writer.add_value_length(model.head_dim)
-        writer.add_layer_norm_rms_eps(model.rms_norm_eps)
-        writer.add_rope_dimension_count(model.head_dim)
-        writer.add_rope_freq_base(model.rope_theta)
+        described = describe(dataclasses.replace(model, siaf_terms=1, aug_shortcut_branches=0))
+        architecture, fields = described.architecture, described.fields
+        stored = gguf_export.tensors_of(described, _stored(tensors))
     else:
-        writer.add_layer_norm_eps(model.layer_norm_eps)
-    for name, array in llama_tensors(model, tensors) if isinstance(model, PiConfig) else gpt2_tensors(model, tensors):
-        kind = MATRICES[dtype] if array.ndim == 2 and name != "position_embd.weight" else Type.F32
-        writer.add_tensor(name, gguf.quantize(np.ascontiguousarray(array), kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+        architecture, fields, stored = "gpt2", gpt2_fields(model), _stored(dict(gpt2_tensors(model, tensors)))
+    keys = {"tokenizer.ggml.model": "none"} | {f"{architecture}.{name}": value for name, value in fields.items()}
+    gguf_file.write(path, architecture, keys, stored, dtype, exact=("position_embd.weight",))
 
 
-def llama_tensors(model: PiConfig, tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    """GGUF's names and values of a PanGu-pi's tensors, without those that a LLaMA lacks."""
-    yield "token_embd.weight", tensors["word_embedding.weight"]
-    yield "output_norm.weight", tensors["final_norm.weight"]
-    if "head.weight" in tensors:
-        yield "output.weight", tensors["head.weight"]
-    for layer in range(model.num_layers):
-        ours, theirs = f"blocks.{layer}", f"blk.{layer}"
-        yield f"{theirs}.attn_norm.weight", tensors[f"{ours}.attention_norm.weight"]
-        for name, num_heads in (("query", model.num_heads), ("key", model.num_kv_heads)):
-            weight = with_neighbours_rotated(tensors[f"{ours}.attention.{name}.weight"], num_heads)
-            yield f"{theirs}.attn_{name[0]}.weight", weight
-        yield f"{theirs}.attn_v.weight", tensors[f"{ours}.attention.value.weight"]
-        yield f"{theirs}.attn_output.weight", tensors[f"{ours}.attention.output.weight"]
-        yield f"{theirs}.ffn_norm.weight", tensors[f"{ours}.ffn_norm.weight"]
-        for name in ("gate", "up", "down"):
-            yield f"{theirs}.ffn_{name}.weight", tensors[f"{ours}.ffn.{name}.weight"]
+def _stored(tensors: Mapping[str, np.ndarray]) -> Stored:
+    return {name: InMemory.of(name, array) for name, array in tensors.items()}
 
 
-def with_neighbours_rotated(weight: np.ndarray, num_heads: int) -> np.ndarray:
-    """Reorder the rows of each head: we rotate channel i with channel i + D / 2, llama.cpp rotates 2 i with 2 i + 1."""
-    return weight.reshape(num_heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+def gpt2_fields(model: AlphaConfig) -> dict[str, int | float]:
+    """Sizes and constants of a GPT-2."""
+    return {
+        "vocab_size": model.vocab_size,
+        "context_length": model.seq_length,
+        "embedding_length": model.hidden_size,
+        "block_count": model.num_layers,
+        "feed_forward_length": model.ffn_hidden_size,
+        "attention.head_count": model.num_heads,
+        "attention.layer_norm_epsilon": model.layer_norm_eps,
+    }
 
 
 def gpt2_tensors(model: AlphaConfig, tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:

@@ -116,6 +116,17 @@ class LlamaCpp:
         self.llama.llama_version.restype = c_char_p
         return self.llama.llama_version().decode()
 
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of a text, bos included if the file says so; text that spells a special token is text."""
+        vocabulary, content = c_void_p(self.llama.llama_model_get_vocab(self.model)), text.encode()
+        room = (c_int32 * (len(content) + 8))()
+        number = self.llama.llama_tokenize(
+            vocabulary, c_char_p(content), c_int32(len(content)), room, c_int32(len(room)), c_bool(True), c_bool(False)
+        )
+        if number < 0:
+            raise ValueError(f"{number} tokens of a text of {len(content)} bytes")
+        return list(room[:number])
+
     def cut(self, length: int) -> None:
         """Forget what is behind that many tokens of every sequence."""
         for sequence in range(self.num_sequences):

@@ -1,5 +1,5 @@
-"""What the GGUF files of llama.cpp's peers hold, read back by the gguf package. That llama.cpp computes the same logits
-from them is seen by `python -m tests.bench.decode --llama DIR`."""
+"""What the GGUF files of llama.cpp's peers hold, read back by the gguf package. What `pangu convert` writes is tested
+in tests/checkpoint/test_gguf.py."""
 
 import gguf
 import numpy as np
@@ -24,7 +24,7 @@ def read(path):
     return fields, tensors, {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
 
 
-@pytest.mark.parametrize("dtype, error", [("float32", 0.0), ("bfloat16", 2**-8), ("q8_0", 0.02)])
+@pytest.mark.parametrize("dtype, error", [("float32", 0.0), ("q8_0", 0.02)])
 def test_a_pi_is_a_llama_without_its_own_parts(tmp_path, dtype, error):
     model = PiConfig(**SIZES, num_kv_heads=2, tie_word_embeddings=False)
     tensors = draw(model)
@@ -37,17 +37,6 @@ def test_a_pi_is_a_llama_without_its_own_parts(tmp_path, dtype, error):
     assert kinds["blk.1.ffn_gate.weight"] == {"float32": "F32", "bfloat16": "BF16", "q8_0": "Q8_0"}[dtype]
     for theirs, ours in (("output.weight", "head.weight"), ("blk.1.attn_v.weight", "blocks.1.attention.value.weight")):
         assert np.abs(found[theirs] - tensors[ours]).max() <= error * np.abs(tensors[ours]).max()
-
-
-def test_a_rotated_query_is_the_same_in_either_order_of_channels():
-    """Ours turns channels (i, i + D / 2) by an angle, llama.cpp's (2 i, 2 i + 1)."""
-    rng, heads, size = np.random.default_rng(1), 2, 8
-    weight, x, angle = rng.standard_normal((heads * size, 5)), rng.standard_normal(5), rng.standard_normal(size // 2)
-    turn = np.exp(1j * angle)
-    ours = (weight @ x).reshape(heads, size)
-    ours = (ours[:, : size // 2] + 1j * ours[:, size // 2 :]) * turn
-    theirs = (gguf_peer.with_neighbours_rotated(weight, heads) @ x).reshape(heads, size // 2, 2)
-    np.testing.assert_allclose((theirs[..., 0] + 1j * theirs[..., 1]) * turn, ours, rtol=1e-12)
 
 
 def test_an_alpha_becomes_a_gpt2_whose_last_block_is_the_query_layer(tmp_path):

@@ -66,10 +66,11 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path, official, capsys):
             "position_embedding.embedding_table (6, 8) instead of (7, 8)",
         ),
         (
-            [*start, "--from", "megatron", *OVERRIDES],
-            "megatron: unknown format; alpha weights are known as official, huggingface, mindformers",
+            [*start, "--from", "nemo", *OVERRIDES],
+            "nemo: unknown format; alpha weights are known as official, huggingface, megatron, mindformers",
         ),
         ([*start, "--from", "huggingface", *OVERRIDES], "missing: transformer.wte.weight"),
+        ([*start, "--from", "huggingface", *OVERRIDES], "belongs to these weights: --from official, and family alpha"),
         (["convert", str(tmp_path), "--to", "official", "--output", str(tmp_path / "x.npz")], "no valid checkpoint"),
     ):
         assert main(arguments) == 2
@@ -81,7 +82,6 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path, official, capsys):
 @pytest.mark.parametrize(
     "options",
     [
-        ["--from", "official"],
         ["--to", "official", "--config", "alpha/tiny"],
         ["--to", "official", "model.seq_length=7"],
         [],
@@ -91,6 +91,13 @@ def test_options_that_do_not_go_together(tmp_path, official, options):
     with pytest.raises(SystemExit) as error:
         main(["convert", str(official), "--output", str(tmp_path / "o.npz"), *options])
     assert error.value.code == 2
+
+
+def test_without_a_configuration_the_one_that_fits_is_named(tmp_path, official, capsys):
+    assert main(["convert", str(official), "--from", "official", "--output", str(tmp_path / "ours")]) == 2
+    error = capsys.readouterr().err
+    assert "name its configuration (--config): family alpha with hidden_size=8, num_layers=3, vocab_size=12" in error
+    assert error.count("\n") == 1 and not (tmp_path / "ours").exists()
 
 
 def test_nothing_is_overwritten(tmp_path, official):

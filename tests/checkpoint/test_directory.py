@@ -145,7 +145,7 @@ def config(**changes):
         (
             lambda directory: (directory / "model.safetensors.index.json").unlink(),
             [],
-            "holds no model.safetensors (nor model.safetensors.index.json; ",
+            "holds no model.safetensors (nor model.safetensors.index.json, nor pytorch_model.bin or ",
         ),
         (
             lambda directory: (directory / "config.json").unlink(),
@@ -157,8 +157,8 @@ def config(**changes):
             config(model_type="mistral"),
             [],
             (
-                "config.json: model_type='mistral': must be one of pangu_alpha, llama, PanguEmbedded, openpangu_dense,"
-                " pangu_pi"
+                "config.json: model_type='mistral': must be one of pangu_alpha, gpt_pangu, pangu, llama, PanguEmbedded,"
+                " openpangu_dense, pangu_pi"
             ),
         ),
         (

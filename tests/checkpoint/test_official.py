@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ import pytest
 from pangu_ms.checkpoint import convert, foreign, sharded, store
 from pangu_ms.checkpoint.convert import Parts
 from pangu_ms.cli.main import main
-from pangu_ms.core.errors import OutputError
+from pangu_ms.core.errors import CheckpointError, OutputError
 from pangu_ms.parallel.plan import Plan
+from tests.bench import official as official_bench
 from tests.checkpoint.common import assert_same
 from tests.checkpoint.dying import lives
 from tests.checkpoint.releases import (
@@ -93,6 +95,8 @@ def test_straight_to_another_plan_from_directories_of_ranks(released, ours, tmp_
 
 
 def test_embeddings_may_lie_beside_the_parts(release, ours, tmp_path):
+    rest = {"backbone.word_embedding.embedding_table": np.zeros((5, 16), np.float32)}
+    rewrite(release / PART, lambda found: found | rest)  # of no account: the table replaces it
     for path in (release / "npy").iterdir():
         shutil.move(path, release / "parts")
     words = command(release, "--output", tmp_path / "ours", "--dtype", "bfloat16")
@@ -196,7 +200,10 @@ DAMAGE = {
     ),
     "another vocabulary": (
         lambda root: save_word_table(root, 41),
-        "word_embedding.embedding_table (41, 16) instead of (40, 16)",
+        "embedding_table (41, 16) instead of (40, 16); names and shapes must be exactly those of the configuration; use"
+        " the one that belongs to these weights: family alpha with hidden_size=16, num_layers=3, vocab_size=41,"
+        " ffn_hidden_size=48, seq_length=8 (backbone.embedding.word_embedding.embedding_table is"
+        " pangu_alpha_2.6B_word_embedding.npy)",
     ),
 }
 
@@ -289,7 +296,8 @@ def test_a_full_disk_keeps_what_is_finished(released, tmp_path, monkeypatch, cap
     total, limit = len(seen), len(seen) + 60
     with pytest.raises(OutputError, match="nothing was committed; free some room and run the same command again"):
         imported(released, tmp_path / "ours")
-    assert store.latest_valid(tmp_path / "ours")[0] is None
+    with pytest.raises(CheckpointError, match="no valid checkpoint .*.partial: a conversion that did not finish"):
+        store.open_checkpoint(tmp_path / "ours")
     lines: list[str] = []
     with pytest.raises(OutputError, match="holds an interrupted conversion of other files or with other options"):
         imported(released, tmp_path / "ours", dtype="float16")
@@ -308,3 +316,23 @@ def test_too_little_room_is_said_before_anything_is_written(released, tmp_path, 
     with pytest.raises(OutputError, match="1000 bytes are free; the tensors take"):
         imported(released, tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.slow
+def test_memory_is_below_twice_the_largest_tensor_at_the_released_widths(tmp_path):
+    """The widths of 2.6B with two layers, in 512 parts: a model of 1.1 GB, whose word table has 391 MiB."""
+    words = ["vocab_size=40000", "hidden_size=2560", "num_heads=32", "seq_length=1024", "num_layers=2"]
+    words = [f"model.{word}" for word in [*words, "ffn_hidden_size=10240"]]
+    result = official_bench.measure(tmp_path, words, None, beside=False)
+    assert result["ours"]["bytes"] < 2 * result["largest_bytes"] < result["model_bytes"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("mindspore_cpu")
+@pytest.mark.skipif("PANGU_OFFICIAL_STRATEGY" not in os.environ, reason="needs the released strategy file of 2.6B")
+def test_a_release_of_the_full_depth_under_the_released_strategy_is_what_mindspore_merges(tmp_path):
+    """PANGU_OFFICIAL_STRATEGY names pangu_alpha_2.6B_ckpt_strategy.ckpt."""
+    words = ["vocab_size=1024", "hidden_size=512", "num_heads=4", "seq_length=16", "num_layers=32"]
+    words = [f"model.{word}" for word in [*words, "ffn_hidden_size=2048"]]
+    result = official_bench.measure(tmp_path, words, Path(os.environ["PANGU_OFFICIAL_STRATEGY"]))
+    assert result["differences"] == []

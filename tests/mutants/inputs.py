@@ -1,6 +1,7 @@
 """A directory with a good input of every kind."""
 
 import gzip
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -25,11 +26,14 @@ from pangu_ms.parallel.plan import MOMENTS, Plan
 from pangu_ms.parallel.strategy_file import write_parameter_layouts
 from pangu_ms.research.study.runs import Stage, claim
 from pangu_ms.train.guard import Guard
+from tests.checkpoint import torch_writer
 from tests.checkpoint.alpha_tensors import foreign_tensors
 from tests.checkpoint.common import small_config
+from tests.checkpoint.releases import small, to_official, write_release
 from tests.checkpoint.reshard_common import ALPHA, planned, rank_slice, save, whole_arrays
 from tests.faults.rank_tables import dump, table
 from tests.infer.pi_checkpoint import save_pi_checkpoint
+from tests.models.alpha import random_parameters
 from tests.mutants.readers import IDENTITY
 from tests.parallel.common import OPERATORS, plan_of
 from tests.reference.make_tokenizer_golden import GOLDEN, write_files
@@ -81,8 +85,13 @@ def _weights(root):
     convert.export_file(checkpoint.path, "huggingface", root / "hf")
     _two_shards(root / "hf")
     weights = foreign_tensors("official")
+    torch_writer.save(root / "weights.pt", weights)
     foreign.write_file(root / "weights.npz", weights)
     foreign.write_file(root / "weights.ckpt", weights)
+    parts = write_release(root / "release", to_official(random_parameters(small().model)))
+    digests = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in parts.iterdir()}
+    (root / "release/md5").write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))
+    (root / "released.yaml").write_text(dump_config(small()))
     write_parameter_layouts(plan_of(dp=2, mp=2), 0, root / "layouts.json")
     (root / "strategy.json").write_text(OPERATORS)
     _shards(root)

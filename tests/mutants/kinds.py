@@ -144,6 +144,12 @@ _HF = Kind(
 _FOREIGN = ("convert", "{input}", "--from", "official", "--config", "{source}/config.yaml", "--output", "{output}")
 _NPZ = Kind("weights.npz", "", _FOREIGN, "npz", share=0.02)
 
+_RELEASED = (
+    *("convert", "{input}/parts", "--from", "official", "--strategy", "{input}/pangu_ckpt_strategy.ckpt"),
+    *("--embeddings", "{input}/npy", "--config", "{source}/released.yaml", "--output", "{output}"),
+)
+_PARTS = Kind("release", "parts/filerted_1.ckpt", _RELEASED, product="step-*/model.safetensors", share=0.02)
+
 _ENCODE = ("tokenizer", "encode", "--tokenizer", "{input}", "def alpha(x): \u6625\u7720")
 _TOKENIZER = Kind("tokenizer", "tokenizer.json", _ENCODE, "json", exact=True, share=0.05)
 _LLAMA = Kind("llama", "tokenizer_config.json", _ENCODE, "json", share=0.05, optional=True)
@@ -243,6 +249,7 @@ KINDS = {
     "checkpoint config, sealed": _with(_STEP, "config.yaml", "yaml", 0.03, after=reseal),
     "checkpoint state, sealed": _STATE,
     "Hugging Face config": _HF,
+    "PyTorch weights": Kind("weights.pt", "", _FOREIGN, share=0.02, exact=True, product="step-*/model.safetensors"),
     "Hugging Face weights": _with(_HF, "model-2.safetensors", "safetensors", 0.05),
     "Hugging Face index": _with(_HF, "model.safetensors.index.json", "json", 0.02),
     "npz weights": _NPZ,
@@ -258,6 +265,10 @@ KINDS = {
     "tokenizer.json": _FAST,
     "text to encode": _TEXT,
     "counts of pieces": _COUNTS,
+    "released parts": _PARTS,
+    "strategy of parts": _with(_PARTS, "pangu_ckpt_strategy.ckpt"),
+    "embedding table": _with(_PARTS, "npy/*word_embedding.npy", share=0.02),
+    "list of MD5": _with(_PARTS, "md5", command=(*_RELEASED, "--md5", "{input}/md5")),
     "lengths of answers": _ANSWERS,
     "length predictor": _PREDICTOR,
     "template means": _with(_PREDICTOR, source="means.json"),

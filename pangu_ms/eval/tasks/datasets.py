@@ -83,7 +83,10 @@ def _questions(paragraph: Row, title: str, place: str) -> Iterator[Row]:
 
 
 def _answer(answer: Any, where: str) -> str:
-    return answer if isinstance(answer, str) else _value(_object(answer, f"{where}.answers"), "text", str, where)
+    """The text of an answer; CMRC2018's own form has a few numbers among them."""
+    if isinstance(answer, str | int | float) and not isinstance(answer, bool):
+        return str(answer)
+    return _value(_object(answer, f"{where}.answers"), "text", str, where)
 
 
 def c3(path: Path) -> list[Row]:

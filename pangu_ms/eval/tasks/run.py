@@ -10,7 +10,7 @@ DIRECTORY/results.json            the scores
 import fcntl
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ from typing import Any
 from pangu_ms.core import files, format_version
 from pangu_ms.core.errors import ConfigError, DataError, GenerationError, OutputError
 from pangu_ms.core.progress import progress_bar
-from pangu_ms.eval.tasks.catalog import read_rows
+from pangu_ms.eval.tasks.catalog import Rows, read_rows
 from pangu_ms.eval.tasks.encoding import Encoder, require_spelling
 from pangu_ms.eval.tasks.metrics import METRICS
 from pangu_ms.eval.tasks.model import EvaluatedModel
-from pangu_ms.eval.tasks.prompts import FEW, Prompt, Shots, make_prompts, number_of_shots
+from pangu_ms.eval.tasks.prompts import FEW, Prompt, Row, Shots, make_prompts, number_of_shots
 from pangu_ms.eval.tasks.results import FORMAT, RUN, read_run, record_path, summarize, write_submission
 from pangu_ms.eval.tasks.scorers import Asked, ask
 from pangu_ms.eval.tasks.task import DYNAMIC, Task, task_to_dict
@@ -84,7 +84,8 @@ def prepare(
         tasks: what to ask.
         settings: how.
         directory: where their data files are.
-        tolerant: leave out tasks whose file is missing, with a note.
+        tolerant: leave out tasks whose file is missing or wrong, with a note; and where only that of demonstrations
+            is, what needs them.
 
     Raises:
         ConfigError: a task names an unknown reader, split or metric, or no task has such demonstrations.
@@ -93,28 +94,42 @@ def prepare(
     sections, notes = [], list[str]()
     for task in tasks:
         _require_metrics(task)
-        shots = [one for one in settings.shots if one == 0 or task.shots.few]
-        if len(shots) < len(settings.shots):
+        shots = [one for one in settings.shots if one == 0 or task.shots.few] or [0]
+        if shots != list(settings.shots):
             notes.append(f"{task.name}: has no demonstrations; it is asked without")
         try:
-            found = read_rows(task, directory)
-            shown = read_rows(task, directory, task.shots.split) if _draws(task, shots) else None
+            rows = read_rows(task, directory)
         except DataError as error:
             if not tolerant:
                 raise
             notes.append(f"left out: {error}")
             continue
-        notes += [*found.notes, *(shown.notes if shown else ())]
-        rows = found.rows
-        indices = range(min(settings.limit, len(rows)) if settings.limit else len(rows))
-        for number in shots or [0]:
-            for seed in _seeds(task, number, settings.seeds):
-                prompts = make_prompts(task, rows, number, seed or 0, shown.rows if shown else (), indices)
-                sections.append(Section(task, number, seed, prompts))
-                notes += _few_demonstrations(sections[-1])
+        shown = Rows([])
+        if _draws(task, shots):
+            try:
+                shown = read_rows(task, directory, task.shots.split)
+            except DataError as error:
+                if not tolerant:
+                    raise
+                notes.append(f"{task.name}: left out with demonstrations: {error}")
+                shots = [one for one in shots if one == 0]
+        notes += [*rows.notes, *shown.notes]
+        for section in _sections(task, shots, settings, rows.rows, shown.rows):
+            sections.append(section)
+            notes += _few_demonstrations(section)
     if not sections:
         raise ConfigError("--tasks: nothing is left to ask")
     return sections, list(dict.fromkeys(notes))
+
+
+def _sections(
+    task: Task, shots: Sequence[Shots], settings: Settings, rows: Sequence[Row], shown: Sequence[Row]
+) -> Iterator[Section]:
+    """Those of one task."""
+    indices = range(min(settings.limit, len(rows)) if settings.limit else len(rows))
+    for number in shots:
+        for seed in _seeds(task, number, settings.seeds):
+            yield Section(task, number, seed, make_prompts(task, rows, number, seed or 0, shown, indices))
 
 
 def _require_metrics(task: Task) -> None:

@@ -10,6 +10,10 @@ ROUTING_TABLE = ".routing"
 _SHOWN = 5  # names listed of each kind
 
 
+class Mismatch(CheckpointError):
+    """Names or shapes are not those of the configuration."""
+
+
 def check_names_and_shapes(where: str, tensors: Mapping[str, Any], expected: dict[str, tuple[int, ...]]) -> None:
     """Require exactly the expected names and shapes.
 
@@ -32,7 +36,7 @@ def check_names_and_shapes(where: str, tensors: Mapping[str, Any], expected: dic
     }
     found = "; ".join(f"{len(names)} {kind}: {_some(names)}" for kind, names in wrong.items() if names)
     if found:
-        raise CheckpointError(
+        raise Mismatch(
             f"{where}: {found}; names and shapes must be exactly those of the configuration; use the one that belongs"
             " to these weights"
         )

@@ -67,6 +67,14 @@ def under(ours: str, foreign: str, rules: list[Rule]) -> list[Rule]:
     return [Rule(f"{ours}.{rule.ours}", f"{foreign}.{rule.foreign}", rule.transpose) for rule in rules]
 
 
+def foreign_name(name: str, patterns: dict[str, str]) -> str:
+    """The foreign name of one of our parameters by a table like `NAMES`."""
+    for pattern, replacement in patterns.items():
+        if re.match(pattern, name):
+            return re.sub(rf"\A{pattern}", replacement, name)
+    raise AssertionError(f"{name} has no foreign name")
+
+
 @dataclass(frozen=True)
 class Format:
     """A foreign format: a one-to-one mapping between our parameters and its own, and what else its files may
@@ -84,6 +92,8 @@ class Format:
     """Whether written files also contain the tied parameters."""
     npy_files: tuple[tuple[str, str], ...] = ()
     """(end of a file's name, canonical foreign name) of tensors that are published as .npy files of their own."""
+    tensor_parallel: bool = False
+    """Whether its directories hold tensor-parallel parts, which checkpoint/megatron.py reads and writes."""
     model_types: tuple[str, ...] = ()
     """Values of model_type in a config.json of the format; empty if the format has no config.json."""
     read_config: Callable[[str, dict[str, Any]], dict[str, Any]] | None = None
@@ -91,6 +101,14 @@ class Format:
     none."""
     write_config: Callable[[Any], dict[str, Any]] | None = None
     """The inverse of `read_config`."""
+
+    earlier: "tuple[str, Format] | None" = None
+    """The format that the same programs had before, and the beginning of names that only it has."""
+
+    def of_names(self, names: Iterable[str]) -> "Format":
+        """The format of a file with these names: this one or the earlier one."""
+        prefix, earlier = self.earlier or ("", self)
+        return earlier if any(name.startswith(prefix) for name in names) else self
 
     def to_ours(
         self,
@@ -125,7 +143,7 @@ class Format:
                     " cannot be converted"
                 )
         rules = self._checked_rules(config)
-        check_names_and_shapes(where, tensors, {rule.foreign: _transposed_shape(shape, rule) for shape, rule in rules})
+        check_names_and_shapes(where, tensors, self.foreign_shapes(config))
         ours = {rule.ours: tensors.pop(rule.foreign) for _, rule in rules}
         ours |= {rule.ours: ours[rule.ours].T for _, rule in rules if rule.transpose}
         return join(ours, config.parameter_shapes(), stack)
@@ -157,6 +175,10 @@ class Format:
                 checked += [(shape[1:], by_name[member_name(name, i)]) for i in range(shape[0])]
         assert len(checked) == len(rules) == len({rule.foreign for rule in rules}), "table and model disagree"
         return checked
+
+    def foreign_shapes(self, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+        """Names and shapes in a file of the format, without tied copies."""
+        return {rule.foreign: _transposed_shape(shape, rule) for shape, rule in self._checked_rules(config)}
 
     def canonical_names(self, where: str, names: Iterable[str]) -> dict[str, str]:
         """The names of a file without those that are not weights: the canonical name -> the file's own spelling.

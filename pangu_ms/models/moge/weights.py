@@ -10,10 +10,11 @@ from typing import Any
 from pangu_ms.core.errors import CheckpointError
 from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.models.common.config_json import own_activation, require_understood, written_activation
+from pangu_ms.models.common.gguf import absent
 from pangu_ms.models.common.stacks import stored_shapes
-from pangu_ms.models.common.weights import MINDFORMERS, Format, Rule
+from pangu_ms.models.common.weights import MINDFORMERS, Format, Rule, foreign_name
 from pangu_ms.models.moge.config import MogeConfig
-from pangu_ms.models.pi.weights import FIELDS, NAMES, ROPE, foreign_name, read_theta, tied
+from pangu_ms.models.pi.weights import FIELDS, NAMES, ROPE, read_theta, tied
 
 _NAMES = {
     r"blocks\.(\d+)\.ffn\.router\.weight": r"model.layers.\1.mlp.gate.weight",
@@ -98,3 +99,4 @@ FORMATS = {
     ),
     "mindformers": MINDFORMERS,
 }
+GGUF = absent("experts in groups")

@@ -6,13 +6,13 @@ Parameters that LLaMA lacks have names in the same style: `self_attn.aug_shortcu
 """
 
 import json
-import re
 from typing import Any
 
 from pangu_ms.core.errors import CheckpointError
 from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.models.common.config_json import own_activation, require_understood, written_activation
-from pangu_ms.models.common.weights import MINDFORMERS, Format, Rule
+from pangu_ms.models.common.weights import MINDFORMERS, Format, Rule, foreign_name
+from pangu_ms.models.pi import gguf
 from pangu_ms.models.pi.config import PiConfig
 
 NAMES = {
@@ -68,14 +68,6 @@ _UNSCALED = {"factor": 1, "partial_rotary_factor": 1}
 
 def _huggingface(config: ModelConfig) -> list[Rule]:
     return [Rule(name, foreign_name(name, NAMES)) for name in config.parameters()]
-
-
-def foreign_name(name: str, patterns: dict[str, str]) -> str:
-    """The foreign name of one of our parameters by a table like `NAMES`."""
-    for pattern, replacement in patterns.items():
-        if re.match(pattern, name):
-            return re.sub(rf"\A{pattern}", replacement, name)
-    raise AssertionError(f"{name} has no foreign name")
 
 
 def read_config(where: str, tree: dict[str, Any]) -> dict[str, Any]:
@@ -167,3 +159,4 @@ FORMATS = {
     ),
     "mindformers": MINDFORMERS,
 }
+GGUF = gguf.describe

@@ -3,7 +3,11 @@
 import math
 from collections import defaultdict
 
+from pangu_ms.eval.tasks.encoding import Encoder
+from pangu_ms.eval.tasks.metrics import METRICS
 from pangu_ms.eval.tasks.model import Answer
+from pangu_ms.eval.tasks.prediction import Estimate
+from pangu_ms.eval.tasks.scorers import ask
 from pangu_ms.infer.scoring import ContinuationScore
 
 ORDERS = (24, 16, 8, 4, 2, 1, 0)
@@ -83,3 +87,27 @@ class PlantedModel:
                     text, reason = text[: len(text) - len(stop or "")], "stop"
                     break
             yield index, Answer(text[begin:], len(text) - begin, reason)
+
+
+def estimate(model, section):
+    """The first metric of a task."""
+    metric = METRICS[section.task.metrics[0]]
+    encoder = Encoder(section.task, model.tokenizer, model.window)
+    asked = list(ask(model, encoder, section.prompts))
+    assert len(asked) == len(section.prompts)
+    return Estimate.of(*zip(*(metric.item(one.prediction, one.prompt.gold) for one in asked)))
+
+
+def gold_texts(section):
+    """What a model reads where the right answer stands in its place."""
+    for prompt in section.prompts:
+        if section.task.type == "generation":
+            yield prompt.candidates[0].context + prompt.gold.answers[0] + "\n"
+        elif section.task.type == "assignment":
+            choices = len(prompt.candidates) // prompt.blanks
+            for blank, choice in enumerate(prompt.gold.assignment):
+                right = prompt.candidates[blank * choices + choice]
+                yield right.context + right.continuation
+        else:
+            right = prompt.candidates[max(prompt.gold.choice, 0)]
+            yield right.context + right.continuation

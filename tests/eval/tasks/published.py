@@ -195,13 +195,13 @@ FORMS = {
     "csl": Form("csl/dev.json", make_csl, labelled([], [])[1], 1 / 2),
     "cluewsc": Form("cluewsc/dev.json", make_wsc, write_wsc, 1 / 2),
     "chid@fewclue": Form("fewclue/chid/dev_0.json", make_chid, write_chid, 1 / 7),
-    "c3": Form("c3/c3-m-dev.json", make_c3, write_c3, 1 / 4),
+    "c3": Form("c3/c3-d-dev.json", make_c3, write_c3, 1 / 4),
     "cmrc2019": Form("cmrc2019/cmrc2019_dev.json", make_cmrc2019, write_cmrc2019, 1 / (BLANKS + 1)),
     "cmrc2018": Form("cmrc2018/cmrc2018_dev.json", make_squad, write_squad),
-    "webqa": Form("webqa/me_validation.ann.json", make_squad, write_webqa),
+    "webqa": Form("webqa/me_test.ann.json", make_squad, write_webqa),
     "dureader": Form("dureader/zhidao.dev.json", make_squad, write_dureader),
-    "cft": Form("cft/cft.test.human", make_cloze, write_cloze),
-    "cmrc2017": Form("cmrc2017/cloze.valid.doc_query", make_cloze, write_cmrc2017),
+    "cft": Form("cft/cft.test.auto", make_cloze, write_cloze),
+    "cmrc2017": Form("cmrc2017/cloze.test.doc_query", make_cloze, write_cmrc2017),
     "wplc": Form("wplc/test.json", make_wplc, write_wplc),
 }
 """By the name of a task that reads it."""

@@ -83,7 +83,7 @@ def test_show(data, capsys):
         (["--tasks", "function", "--shots", "two"], "--shots two: must be numbers up to 1,000 or few, such as 0,1,few"),
         (["--tasks", "function", "--seeds", "-1"], "--seeds -1: must be whole numbers separated by commas"),
         (["--tasks", "function", "--limit", "-1"], "--limit -1: must not be negative; 0 asks all items"),
-        (["--tasks", "c3"], "c3/c3-m-dev.json: missing; c3 reads its dev set there"),
+        (["--tasks", "c3"], "c3/c3-d-dev.json: missing; c3 reads its dev set there"),
     ],
 )
 def test_mistakes_are_told_before_the_checkpoint_is_opened(data, tmp_path, capsys, words, message):

@@ -93,9 +93,9 @@ def test_questions_of_squad_and_of_cmrc2018s_own_form(tmp_path):
     rows = reader_of("cmrc2018")(path)
     assert [(row["context"], row["question"]) for row in rows] == items
     assert [row["answers"] for row in rows] == [[gold] for gold in golds]
-    own = {"context_text": "文", "qas": [{"query_id": "T0", "query_text": "问", "answers": ["甲", "乙", "甲"]}]}
+    own = {"context_text": "文", "qas": [{"query_id": "T0", "query_text": "问", "answers": ["甲", 7.5, "甲"]}]}
     path = as_file(tmp_path, json.dumps([own]))
-    wanted = {"id": "T0", "title": "", "context": "文", "question": "问", "answers": ["甲", "乙"]}
+    wanted = {"id": "T0", "title": "", "context": "文", "question": "问", "answers": ["甲", "7.5"]}
     assert READERS["squad"](path) == [wanted]
 
 

@@ -5,9 +5,11 @@ import json
 import pytest
 
 from pangu_ms.core.errors import ConfigError, DataError
-from pangu_ms.eval.tasks.catalog import DEFINITIONS
+from pangu_ms.eval.tasks.catalog import DEFINITIONS, find_tasks
 from pangu_ms.eval.tasks.needle import grid, needle
+from pangu_ms.eval.tasks.run import Settings, prepare
 from pangu_ms.eval.tasks.task import read_task
+from tests.eval.tasks.planted import PlantedModel, estimate, gold_texts
 
 OPTIONS = read_task(DEFINITIONS / "needle.yaml").data.options
 
@@ -70,3 +72,12 @@ def test_scores_by_length_and_depth():
         for i in range(3)
     ]
     assert grid(records) == {(256, 0): (1, 3), (256, 12.5): (1, 3), (512, 0): (0, 3), (512, 12.5): (0, 3)}
+
+
+def test_a_model_that_knows_the_answers_scores_by_choice_and_by_generation():
+    sections, _ = prepare(find_tasks(["needle", "needle@generation"]), Settings(), None)
+    model = PlantedModel(gold_texts(sections[1]))
+    # It remembers 24 characters, which some of the 75 questions share.
+    assert min(estimate(model, section).mean for section in sections) > 0.9
+    other = PlantedModel(["".join(row["choices"]) for row in needle(**OPTIONS)])
+    assert abs(estimate(other, sections[0]).mean - 0.25) < 0.15 and estimate(other, sections[1]).mean < 0.2

@@ -6,12 +6,9 @@ import random
 import pytest
 
 from pangu_ms.eval.tasks.catalog import find_tasks
-from pangu_ms.eval.tasks.encoding import Encoder
-from pangu_ms.eval.tasks.metrics import METRICS
-from pangu_ms.eval.tasks.prediction import Estimate
+from pangu_ms.eval.tasks.prompts import make_prompts
 from pangu_ms.eval.tasks.run import Settings, prepare
-from pangu_ms.eval.tasks.scorers import ask
-from tests.eval.tasks.planted import PlantedModel
+from tests.eval.tasks.planted import PlantedModel, estimate, gold_texts
 from tests.eval.tasks.published import BLANKS, FORMS
 
 ITEMS = 510
@@ -23,30 +20,6 @@ def items_of(name):
     if name == "cmrc2019":
         return ITEMS // BLANKS + 3
     return ITEMS if FORMS[name].chance or name in ("cmrc2018", "wplc") else 60
-
-
-def estimate(model, section):
-    """The first metric of a task."""
-    metric = METRICS[section.task.metrics[0]]
-    encoder = Encoder(section.task, model.tokenizer, model.window)
-    asked = list(ask(model, encoder, section.prompts))
-    assert len(asked) == len(section.prompts)
-    return Estimate.of(*zip(*(metric.item(one.prediction, one.prompt.gold) for one in asked)))
-
-
-def gold_texts(section):
-    """What a model reads where the right answer stands in its place."""
-    for prompt in section.prompts:
-        if section.task.type == "generation":
-            yield prompt.candidates[0].context + prompt.gold.answers[0] + "\n"
-        elif section.task.type == "assignment":
-            choices = len(prompt.candidates) // prompt.blanks
-            for blank, choice in enumerate(prompt.gold.assignment):
-                right = prompt.candidates[blank * choices + choice]
-                yield right.context + right.continuation
-        else:
-            right = prompt.candidates[max(prompt.gold.choice, 0)]
-            yield right.context + right.continuation
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +75,33 @@ def test_the_perplexity_of_last_words_is_the_models_own(sections):
         losses.append(estimate(model, section).mean)
         assert losses[-1] == pytest.approx(-sum(own) / len(own))
     assert losses[0] < 0.05 and losses[1] > 5
+
+
+@pytest.mark.parametrize(
+    "name, row, right",
+    [
+        ("ocnli", {"sentence1": "甲", "sentence2": "乙", "label": "entailment"}, "甲?对，-乙"),
+        ("cmnli", {"sentence1": "甲", "sentence2": "乙", "label": "neutral"}, "甲?或许，-乙"),
+        ("ocnli", {"sentence1": "甲", "sentence2": "乙", "label": "contradiction"}, "甲?错，-乙"),
+        ("afqmc", {"sentence1": "甲", "sentence2": "乙", "label": "0"}, "下面两个句子语义不同：-甲。乙"),
+        ("bustm", {"sentence1": "甲", "sentence2": "乙", "label": 1}, "下面两个句子语义相同：-甲。乙"),
+        ("csl", {"abst": "甲", "keyword": ["乙", "丙"], "label": "1"}, "-摘要：甲，关键词：乙,丙是真实关键词"),
+        ("csl", {"abst": "甲", "keyword": ["乙"], "label": "0"}, "-摘要：甲，关键词：乙不是真实关键词"),
+        ("eprstmt", {"sentence": "甲", "label": "Negative"}, "这是一条差评：-甲"),
+        ("tnews", {"sentence": "甲", "label": 110}, "这是关于军事的文章：-甲"),
+        ("iflytek", {"sentence": "甲", "label": "99"}, "这是关于银行的应用程序：-甲"),
+        ("cluewsc", {"before": "甲", "noun": "乙", "pronoun": "他", "after": "。", "label": "true"}, "甲乙-。"),
+        ("cluewsc", {"before": "甲", "noun": "乙", "pronoun": "他", "after": "。", "label": "false"}, "甲他-。"),
+        ("chid", {"before": "甲", "after": "乙", "candidates": ["一", "二"], "label": 1}, "甲-二乙"),
+        (
+            "c3",
+            {"context": "甲", "question": "乙", "choices": ["一", "二"], "label": 0},
+            "问: 乙\n答:一\n该答案来自对话: -甲",
+        ),
+    ],
+)
+def test_the_right_candidate_of_each_label(name, row, right):
+    """Its context and, behind a hyphen, what is scored."""
+    (prompt,) = make_prompts(find_tasks([name])[0], [row])
+    found = prompt.candidates[prompt.gold.choice]
+    assert f"{found.context}-{found.continuation}" == right
