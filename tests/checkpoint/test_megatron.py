@@ -358,6 +358,7 @@ def test_a_full_disk_in_the_middle(tmp_path, monkeypatch):
         convert.import_file(path, "megatron", config(), tmp_path / "ours")
     with pytest.raises(CheckpointError, match="no valid checkpoint"):
         store.open_checkpoint(tmp_path / "ours")
+    assert (tmp_path / "ours" / ".partial").is_dir()
     step = convert.import_file(path, "megatron", config(), tmp_path / "ours")
     assert_same(store.open_checkpoint(step).tensors(), tensors())
     assert not (tmp_path / "ours" / ".partial").exists()
