@@ -74,7 +74,7 @@ def test_other_weights_are_not_recognised():
 def test_absurd_numbers_of_layers_are_no_traceback(number):
     shapes = foreign_shapes("alpha/tiny", "official") | {f"backbone.blocks.{number}.layernorm1.gamma": (192,)}
     fitting("official", shapes)
-    fitting("official", {name: () for name in shapes})
+    fitting("official", dict.fromkeys(shapes, ()))
 
 
 def test_every_family_is_recognised_in_each_of_its_formats():
