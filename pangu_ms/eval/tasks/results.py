@@ -73,11 +73,11 @@ def summarize(directory: Path) -> Results:
     """The scores of the complete sections of a run.
 
     Returns:
-        `model` as in run.json, and `scores`: an object for each task and number of demonstrations with `task`, `version`,
-        `source`, `type`, `shots`, `seeds`, `items`, `available` (items of the data file), `unlabelled`, `prompts` (a hash
-        of each seed's texts), what was cut, and `metrics`: for each `value`, `standard_error` (null for fewer than two
-        items), `seed_spread` (standard deviation of the seeds' scores; null for one seed) and `published`, by size of
-        model.
+        `model` as in run.json, and `scores`: an object for each task and number of demonstrations with `task`,
+        `version`, `source`, `type`, `shots`, `seeds`, `items`, `available` (items of the data file), `unlabelled`,
+        `prompts` (a hash of each seed's texts), what was cut, and `metrics`: for each `value`, `standard_error` (null
+        for fewer than two items), `seed_spread` (standard deviation of the seeds' scores; null for one seed) and
+        `published`, by size of model.
 
     Raises:
         OutputError: a file is missing or damaged.
