@@ -70,7 +70,9 @@ class Weights:
         try:
             return naming.to_ours(self.where, self.stored, config.model, lazy.Stack.of, lazy.equal)
         except Mismatch as error:
-            raise CheckpointError(f"{error}{self.fitting()}") from None
+            tables = [f"{name} is {file}" for name, file in self.spellings.items() if file.endswith(".npy")]
+            named = "; ".join(table for table in tables if table.split()[0] in str(error))
+            raise CheckpointError(f"{error}{self.fitting()}{f' ({named})' if named else ''}") from None
 
     def fitting(self) -> str:
         """The end of a message: the configuration that the names and shapes belong to, if they are recognised."""
@@ -135,11 +137,12 @@ def import_file(
         if loaded:
             loaded.save(copy := Path(stack.enter_context(tempfile.TemporaryDirectory())) / "tokenizer")
         partial = None
-        if parts:
+        if parts or naming.tensor_parallel:
             identity = {"state": state, "config": dump_config(config), "dtype": dtype, "sharded": sharded}
             identity |= {"files": _stamps(weights.files), "tokenizer": tokenizer and str(Path(tokenizer).resolve())}
             partial = stack.enter_context(open_partial(output, identity))
-            _check_md5(partial, weights, parts, say, progress)
+            if parts:
+                _check_md5(partial, weights, parts, say, progress)
             if partial.finished:
                 say(f"goes on after {len(partial.finished)} files that are there already")
         made = reshard.Source(str(path), 0, {store.MODEL: tensors}, store.state_bytes(state), copy)

@@ -27,6 +27,7 @@ Given = Mapping[str, Readable | np.ndarray]
 """Tensors to write: in memory, or still on the disk."""
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # of a Hugging Face directory
 INDEX = f"{WEIGHTS}.index.json"  # says which of several files holds which tensor
+TORCH_WEIGHTS = "pytorch_model.bin"  # of an older directory
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -46,14 +47,19 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The weight files of a Hugging Face directory: model.safetensors, or the files that its index names.
+    """The weight files of a Hugging Face directory: model.safetensors, or the files that its index names; without these
+    pytorch_model.bin or those that its index names.
 
     Raises:
         CheckpointError: a file is missing, or the index is damaged.
     """
     directory = Path(directory)
-    index = directory / INDEX
-    names = [WEIGHTS]
+    weights, index = WEIGHTS, directory / INDEX
+    if not (index.is_file() or (directory / WEIGHTS).is_file()):
+        older = directory / f"{TORCH_WEIGHTS}.index.json"
+        if older.is_file() or (directory / TORCH_WEIGHTS).is_file():
+            weights, index = TORCH_WEIGHTS, older
+    names = [weights]
     if index.is_file():
         try:
             names = sorted({str(Path(name)) for name in small_json.read_object(index)["weight_map"].values()})
@@ -64,10 +70,9 @@ def weight_files(directory: Path) -> list[Path]:
             f"{index}: names {outside[0]}; its files must lie in its directory; copy them there and correct the index"
         )
     if missing := [name for name in names if not (directory / name).is_file()]:
-        where = f"named in {index.name}" if index.is_file() else f"nor {index.name}; PyTorch's .bin files are not read"
+        where = f"named in {index.name}" if index.is_file() else f"nor {index.name}; nor {TORCH_WEIGHTS}"
         raise CheckpointError(
-            f"{directory}: holds no {', '.join(missing)} ({where}); copy or download the directory again, as"
-            " .safetensors"
+            f"{directory}: holds no {', '.join(missing)} ({where}); copy or download the directory again"
         )
     return [directory / name for name in names]
 

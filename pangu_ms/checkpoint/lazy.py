@@ -6,7 +6,7 @@ Every reader of weights gives such tensors by name; nothing is read until a part
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,7 +86,7 @@ def cut(wanted: Slices, itemsize: int) -> Iterator[Slices]:
         itemsize: bytes of a value.
     """
     sizes = [s.stop - s.start for s in wanted]
-    if math.prod(sizes) * itemsize <= BYTES_AT_ONCE:
+    if not wanted or math.prod(sizes) * itemsize <= BYTES_AT_ONCE:
         yield wanted
         return
     first, *rest = wanted
@@ -201,7 +201,7 @@ class Cast(Readable):
         return bits(dtypes.cast_one(self.where, self.name, self.base.part(wanted), self.spec.dtype_name))
 
 
-def cast(where: str, tensors: Mapping[str, Readable], dtype: str, integers: set[str]) -> Stored:
+def cast(where: str, tensors: Mapping[str, Readable], dtype: str, integers: Collection[str] = ()) -> Stored:
     """`dtypes.cast` of tensors that are not in memory."""
     return {
         name: tensor if name in integers and tensor.spec.dtype.kind == "i" else Cast.of(where, name, tensor, dtype)

@@ -34,7 +34,7 @@ Say = Callable[[str], None]
 TRACKER = "latest_checkpointed_iteration.txt"
 SUFFIXES = (*torch_file.SUFFIXES, ".safetensors")
 _PART = re.compile(r"mp_rank_(\d+)(?:_(\d+))?(?:_model_states)?")
-_ITERATION = re.compile(r"iter_(\d+)|release")
+_ITERATION = re.compile(r"iter_\d+|global_step\d+|release")
 _CUT = ("heads", "ffn", "vocab")
 """Logical axes along which parts are slices."""
 _FUSED = re.compile(r"(.+)\.(query_key_value|key_value)\.(weight|bias)")
@@ -53,12 +53,20 @@ class _Part:
     notes: dict[str, Any]
     """What stands beside the weights, such as "iteration"."""
 
-    def argument(self, *names: str) -> Any:
-        """The first of these settings of the run that the file has; None if there is none."""
+    def note(self, name: str) -> int | float | str | None:
+        """A plain value that stands beside the weights; None if there is none."""
+        return _plain(self.notes.get(name))
+
+    def argument(self, name: str) -> int | float | str | None:
+        """A setting of the run that saved the file; None if it does not say."""
         args = self.notes.get("args")
         state = args.state if isinstance(args, Opaque) else args
-        found = [state[name] for name in names if name in state] if isinstance(state, dict) else []
-        return found[0] if found else None
+        return _plain(state.get(name)) if isinstance(state, dict) else None
+
+
+def _plain(value: Any) -> int | float | str | None:
+    """The value, unless it is one that a message could not show: those may nest without end."""
+    return value if isinstance(value, (int, float, str)) else None
 
 
 def open_weights(path: Path, naming: Format, model: ModelConfig, say: Say) -> tuple[Stored, list[Path]]:
@@ -154,6 +162,10 @@ def parts_of(path: Path) -> list[Path]:
     Raises:
         CheckpointError: there are none, one is missing, or it is not clear which save is meant.
     """
+    if path.suffix == ".zip":
+        raise CheckpointError(
+            f"{path}: is an archive; only what is in it can be read; unpack it and name the directory"
+        )
     if path.is_file():
         return [path]
     directory = _save_of(path)
@@ -254,10 +266,12 @@ def _taken_apart(part: _Part, num_parts: int, model: ModelConfig) -> _Part:
         kinds = match[2].split("_")
         rows = tensor.shape[0] // len(kinds) if tensor.shape else 0
         head = model.hidden_size // model.num_heads
-        inner = {0: rows, 1: 1, 2: head, 3: head}.get(part.notes.get("checkpoint_version", ""))
+        version = part.note("checkpoint_version")
+        turns: dict[int | float | str | None, int] = {0: rows, 1: 1, 2: head, 3: head}
+        inner = turns.get(version)  # so many rows of one, then so many of the next
         if inner is None:
             raise CheckpointError(
-                f"{part.path}: has {name}, and checkpoint_version {part.notes.get('checkpoint_version')!r:.20}, which"
+                f"{part.path}: has {name}, and checkpoint_version {version!r:.20}, which"
                 " says in what order its rows are; must be 0, 1, 2 or 3; add it to the dictionary and save it again"
                 " (Megatron takes 0 if it is missing)"
             )
@@ -281,10 +295,10 @@ def _require_one_save(parts: Sequence[_Part], model: ModelConfig) -> None:
     first = parts[0]
     for part in parts[1:]:
         for note in ("iteration", "checkpoint_version"):
-            if part.notes.get(note) != first.notes.get(note):
+            if part.note(note) != first.note(note):
                 raise CheckpointError(
-                    f"{part.path}: has {note} {part.notes.get(note)!r:.20}, {first.path} has"
-                    f" {first.notes.get(note)!r:.20}; all parts must be of one save; name the directory of one"
+                    f"{part.path}: has {note} {part.note(note)!r:.20}, {first.path} has {first.note(note)!r:.20}; all"
+                    " parts must be of one save; name the directory of one"
                 )
         for one, other in ((first, part), (part, first)):
             if missing := [name for name in one.tensors if name not in other.tensors]:
@@ -300,8 +314,9 @@ def _require_one_save(parts: Sequence[_Part], model: ModelConfig) -> None:
                     f" {there.dtype_name} {list(there.shape)}; parts must be of one size; name the directory of one"
                     " save"
                 )
-    heads = first.argument("num_attention_heads")
-    if isinstance(heads, int) and heads != model.num_heads:
+    heads, width = first.argument("num_attention_heads"), first.argument("hidden_size")
+    # With another width it is another model, which the strict check of shapes says.
+    if isinstance(heads, int) and heads != model.num_heads and width in (None, model.hidden_size):
         raise CheckpointError(
             f"{first.path}: was trained with num_attention_heads={heads}, the configuration has"
             f" model.num_heads={model.num_heads}; must be equal; use model.num_heads={heads}"
@@ -318,7 +333,7 @@ def _dim(spec: ParameterSpec, part: Readable, whole: tuple[int, ...]) -> int | N
 def _require_all_parts(path: Path, parts: Sequence[_Part], wanted: Mapping[str, Any]) -> None:
     """Refuse a number of parts that is not the number that the model was cut into."""
     for name, (spec, whole) in wanted.items():
-        if "ffn" not in spec.axes or name not in parts[0].tensors:
+        if "ffn" not in spec.axes or len(spec.axes) < 2 or name not in parts[0].tensors:
             continue
         dim, shape = spec.axes.index("ffn"), parts[0].tensors[name].shape
         if len(shape) != len(whole) or not shape[dim] or whole[dim] % shape[dim]:
@@ -398,6 +413,11 @@ class Joined(Readable):
         shape = list(parts[0].shape)
         shape[dim] *= len(parts)
         return cls(Spec(parts[0].spec.code, tuple(shape)), tuple(parts), dim)
+
+    @property
+    def num_slices(self) -> int:
+        """See Readable."""
+        return len(self.parts)
 
     def read(self, wanted: Slices) -> np.ndarray:
         """See Readable."""

@@ -41,7 +41,7 @@ _ZIP, _PICKLE, _TAR = b"PK\x03\x04", b"\x80", b"ustar"
 _TAR_AT = 257
 _LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 _LOCAL = struct.Struct("<4s5H3I2H")  # the header in front of each member of a zip archive
-_MAX_MEMBERS, _MAX_VALUES, _MAX_DEPTH, _MAX_DIMS = 1 << 20, 1 << 20, 32, 16
+_MAX_MEMBERS, _MAX_VALUES, _MAX_DEPTH, _MAX_DIMS = 1 << 20, 1 << 18, 32, 16
 _AT_ONCE = 1 << 22  # bytes
 _CHECKSUM = "the bytes of {} do not have their checksum, unless it was saved with set_crc32_options(False)"
 _ERRORS: tuple[type[Exception], ...] = (
@@ -172,17 +172,17 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
     )
 
 
-def _tensors(value: Any, keys: tuple[Any, ...], seen: list[int]) -> Iterator[tuple[str, View]]:
+def _tensors(value: Any, keys: tuple[str, ...], seen: list[int]) -> Iterator[tuple[str, View]]:
     """Name and tensor, for each tensor inside a value; `seen` counts the values."""
     if isinstance(value, View):
-        yield ".".join(map(str, keys)), value
+        yield ".".join(keys), value
     elif isinstance(value, (dict, list, tuple)):
         seen[0] += len(value)
         # Values can be shared: a file of a kilobyte could name 10 ** 30 of them.
         if seen[0] > _MAX_VALUES or len(keys) > _MAX_DEPTH:
-            raise Refused(f"{'.'.join(map(str, keys[:4]))}... nests deeper or wider than weights do")
+            raise Refused(f"{'.'.join(keys[:4])}... nests deeper or wider than weights do")
         for key, below in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _tensors(below, (*keys, key), seen)
+            yield from _tensors(below, (*keys, str(key) if isinstance(key, (int, str)) else type(key).__name__), seen)
 
 
 def _load_zip(path: Path, file: BinaryIO) -> Any:

@@ -34,9 +34,10 @@ says how they belong together. Tensors are read and written piece by piece. If t
 goes on. If the plan of the configuration has several ranks, the checkpoint is written for them, otherwise as a whole
 (from a FILE or DIRECTORY only if you give overrides of parallel.*).
 DIRECTORY is what MindFormers wrote (iteration_N, or the output of a run), or a Hugging Face directory with one
-.safetensors file, or several with an index. The config.json of the latter says which model it is, and its tokenizer is
-converted too. A DIRECTORY that is written also has these files, and generation_config.json. transformers can load it if
-the model is a LLaMA; it has no class for alpha, nor for pi with series activations or augmented shortcuts.
+.safetensors (or PyTorch's .bin) file, or several with an index. The config.json of the latter says which model it is,
+and its tokenizer is converted too. A DIRECTORY that is written also has these files, and generation_config.json.
+transformers can load it if the model is a LLaMA; it has no class for alpha, nor for pi with series activations or
+augmented shortcuts.
 Megatron's DIRECTORY holds tensor-parallel parts (mp_rank_00, ...) or a run with them; --tensor-parallel N writes N.
 Names and shapes must be exactly those of the configuration. Nothing is overwritten.
 A FILE says nothing about settings that change no shape, so a wrong number of heads (for pi also rope_theta,
@@ -125,7 +126,7 @@ def _import(parser: Parser, args: Namespace, say: Say) -> Path:
         say,
         sharded=_wants_ranks(config, args),
         parts=parts,
-        progress=parts is not None,
+        progress=parts is not None or args.source == "megatron",
     )
 
 

@@ -123,6 +123,11 @@ def _run(args: Namespace) -> int:
     )
     chat = _chat(args, model) if args.apply_chat_template else None
     found = run(model, names, manager, settings, chat, progress=not args.json)
+    if others := found.with_other_shots(args.num_fewshot):
+        tell(
+            f"pangu harness: --num-fewshot {args.num_fewshot}: {len(others)} tasks keep the number of demonstrations"
+            f" that their files say: {', '.join(others[:5])}{', ...' if others[5:] else ''}"
+        )
     if found.cut_contexts:
         tell(
             f"pangu harness: {found.cut_contexts} contexts are longer than the window of {model.window} tokens:"

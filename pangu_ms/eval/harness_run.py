@@ -8,6 +8,7 @@ with a loss get `token_perplexity`.
 import dataclasses
 import difflib
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -83,6 +84,12 @@ class Found:
                 shown = f"{error:.4f}" if isinstance(error, (int, float)) else "-"
                 rows.append((task, shots, measure if rule == "none" else f"{measure} ({rule})", f"{value:.4f}", shown))
         return rows
+
+    def with_other_shots(self, number: int | None) -> list[str]:
+        """Tasks that were asked with another number of demonstrations than this: lm-eval leaves a task at 0 whose file
+        says 0."""
+        shots = self.results.get("n-shot", {})
+        return [] if number is None else [task for task, found in shots.items() if found != number]
 
     def write(self, directory: Path) -> None:
         """Write results.json, and samples_TASK.jsonl of each task with samples, into a new directory.
@@ -198,6 +205,7 @@ def run(
     arguments = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     arguments |= dict.fromkeys(seeds, arguments.pop("seed"))
     datasets.disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells each attempt to connect
     with _environment(), redirect_stdout(sys.stderr):  # lm-eval and tasks print
         try:
             found = simple_evaluate(

@@ -130,14 +130,8 @@ class TaskScores:
             "length": self.length,
             "device": config.runtime.device,
         }
-        graph = TokenLogprobs(model)
-
-        def call(*inputs: object) -> object:
-            graph.set_train(False)  # a training step on the same model may have switched dropout on
-            return graph(*inputs)
-
         return WindowScorer(
-            call,
+            TokenLogprobs(model),  # without dropout; it is compiled in the first call, and never again
             self.tokenizer,
             self.length,
             domains_of(config.model),

@@ -83,13 +83,18 @@ def write_strategy(path: Path, layouts: dict[str, Layout]) -> None:
     write_content(Content(parallel_layout_item=items, parallel_strategy_item={"Op": StrategyItem([[1]], 0)}), path)
 
 
-def write_release(root: Path, tensors: dict[str, np.ndarray], layouts: dict[str, Layout] | None = None) -> Path:
+def write_release(
+    root: Path,
+    tensors: dict[str, np.ndarray],
+    layouts: dict[str, Layout] | None = None,
+    left_out: tuple[str, ...] = (TABLES["top_query_embedding"],),
+) -> Path:
     """Parts, strategy file and embeddings of official tensors; returns the directory of the parts. With `layouts`, no
     strategy file is written.
 
     The parts are written in another order than that of their numbers. They hold word and position table, the former
-    with other values than the .npy file, and not the query table. The strategy's names are those of 2021, with its
-    optimizer states; the names of the class Mapping are those of 2021 in the strategy and later ones in the parts.
+    with other values than the .npy file, and not the tables `left_out`. The strategy's names are those of 2021, with
+    its optimizer states; the names of the class Mapping are those of 2021 in the strategy and later ones in the parts.
     """
     parts = root / "parts"
     parts.mkdir(parents=True)
@@ -108,7 +113,7 @@ def write_release(root: Path, tensors: dict[str, np.ndarray], layouts: dict[str,
     for rank in ranks:
         held = []
         for name, array in tensors.items():
-            if name == TABLES["top_query_embedding"]:
+            if name in left_out:
                 continue
             values = array + 1 if name == TABLES["word_embedding"] else array
             held.append((old_name(name), np.ascontiguousarray(values[layouts[name].slices(rank)])))

@@ -1,5 +1,7 @@
 """Megatron's tensor-parallel parts, merged and converted."""
 
+import errno
+import json
 import shutil
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from pangu_ms.checkpoint import convert, foreign, megatron, store
 from pangu_ms.cli.main import main
 from pangu_ms.config import load_config
-from pangu_ms.core.errors import CheckpointError, ConfigError
+from pangu_ms.core.errors import CheckpointError, ConfigError, OutputError
 from pangu_ms.models.alpha.weights import FORMATS
 from tests.checkpoint.common import assert_same
 from tests.checkpoint.megatron_parts import E, S, V, config, fuse, overrides, parts, tensors, write
@@ -28,8 +30,9 @@ def merged(path, num_layers: int = 3, num_heads: int = 8):
     return NAMING.to_ours(str(path), arrays, model), said
 
 
-@pytest.mark.parametrize("count", [1, 2, 4, 8])
-@pytest.mark.parametrize("fused", [None, 0, 1.0, 2.0, 3.0])
+@pytest.mark.parametrize(
+    ("count", "fused"), [*((n, version) for n in (1, 2, 4, 8) for version in (None, 0, 3.0)), (2, 1.0), (4, 2.0)]
+)
 def test_parts_are_the_whole_bit_for_bit(tmp_path, count, fused):
     ours = tensors()
     made = parts(ours, count, sliced_query_table=count > 2, padded=1024, fused=fused) if count == 8 else None
@@ -200,6 +203,34 @@ def test_what_the_file_says_of_the_model_is_compared(tmp_path):
         merged(path, num_heads=4)
     with pytest.raises(CheckpointError, match="16 unexpected: language_model.transformer.layers.1"):
         merged(path, num_layers=2)
+    path = write(tmp_path / "wide", parts(tensors(), 1), hidden_size=16)
+    with pytest.raises(CheckpointError, match=r"word_embeddings.weight \(20, 16\) instead of \(1024, 192\)"):
+        convert.import_file(path, "megatron", load_config("alpha/tiny"), tmp_path / "ours")
+    (tmp_path / "published.zip").write_bytes(b"PK\x03\x04")
+    with pytest.raises(CheckpointError, match="is an archive; only what is in it can be read; unpack it"):
+        merged(tmp_path / "published.zip")
+
+
+@pytest.mark.parametrize("odd", [[1], (((((1,),),),),), {"a": 1}, np.float32(3), b"x", {1, 2}])
+def test_odd_values_beside_the_weights(tmp_path, odd):
+    """They are compared and shown if they are plain, and otherwise as if they were missing."""
+    plain = {"iteration": odd, "args": odd}
+    made = {"model": {"language_model": parts(tensors(), 1, fused=0)[0]}, **notes(), **plain}
+    path = save(tmp_path / "w.pt", made | {"checkpoint_version": odd})
+    with pytest.raises(CheckpointError, match="checkpoint_version None, which says"):
+        merged(path)
+    assert_same(merged(save(path, made | {"checkpoint_version": 0}))[0], tensors())
+
+
+def test_the_map_shows_the_parts(tmp_path, capsys):
+    path = write(tmp_path / "run", parts(tensors(), 4))
+    words = ["convert", str(path), "--from", "megatron", "--config", "alpha/tiny", *overrides(), "--dry-run", "--json"]
+    assert main(words) == 0
+    rows = {row["ours"]: row for row in json.loads(capsys.readouterr().out)["tensors"]}
+    name = "language_model.transformer.layers.1.attention.dense.weight"
+    row = rows["blocks.1.attention.output.weight"]
+    assert (row["foreign"], row["slices"], row["shape"], row["transposed"]) == (name, 4, [16, 16], False)
+    assert rows["final_norm.bias"]["slices"] == 1 and not (tmp_path / "ours").exists()
 
 
 def test_fused_projections_need_a_version(tmp_path):
@@ -291,7 +322,7 @@ def test_command_line_there_and_back(tmp_path, capsys):
     assert "do not have their checksum" in capsys.readouterr().err and not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize("count", [1, 2, 8])
+@pytest.mark.parametrize("count", [1, 4])
 def test_parts_are_written_as_they_are_read(tmp_path, count):
     ours = tensors()
     step = store.save(tmp_path / "ours", 0, {"model": ours}, {"step": 0}, config())
@@ -313,6 +344,23 @@ def test_without_a_configuration(tmp_path, capsys):
     path = write(tmp_path / "run", parts(tensors(), 1))
     assert main(["convert", str(path), "--from", "megatron", "--output", str(tmp_path / "o")]) == 2
     assert "name its configuration (--config)" in capsys.readouterr().err
+
+
+def test_a_full_disk_in_the_middle(tmp_path, monkeypatch):
+    """What is unfinished is no checkpoint, and the same call finishes it."""
+    path = write(tmp_path / "run", parts(tensors(), 2))
+
+    def full(self, wanted):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OutputError, match="No space left on device"):
+        patched.setattr(megatron.Joined, "read", full)
+        convert.import_file(path, "megatron", config(), tmp_path / "ours")
+    with pytest.raises(CheckpointError, match="no valid checkpoint"):
+        store.open_checkpoint(tmp_path / "ours")
+    step = convert.import_file(path, "megatron", config(), tmp_path / "ours")
+    assert_same(store.open_checkpoint(step).tensors(), tensors())
+    assert not (tmp_path / "ours" / ".partial").exists()
 
 
 def test_other_formats_read_pytorch_files_too(tmp_path):

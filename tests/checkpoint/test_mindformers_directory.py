@@ -3,6 +3,8 @@ tests/mindformers."""
 
 import itertools
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -65,6 +67,42 @@ def several_ranks(root, tensors):
 def convert_directory(directory, tmp_path, *options):
     arguments = ["convert", str(directory), "--from", "mindformers", "--config", "alpha/tiny", *OVERRIDES]
     return main([*arguments, "--output", str(tmp_path / "ours"), *options])
+
+
+@pytest.mark.slow
+def test_metadata_that_mindformers_itself_writes(tmp_path):
+    """For the slices of `several_ranks`, by a child, since importing it has side effects."""
+    directory = several_ranks(tmp_path / "run", our_tensors(3))
+    ours = json.loads((directory / "metadata.json").read_text())
+    (directory / "metadata.json").rename(tmp_path / "told.json")
+    code = """
+import json, sys
+import mindspore as ms
+from mindspore.parallel import Layout
+from mindformers.checkpoint.metadata import save_metadata
+from mindformers.checkpoint.sharded_tensor import build_sharded_tensor
+told = json.load(open(sys.argv[1]))
+cards, tensors = Layout((2, 2), ("dp", "tp")), {}
+for name, entry in told["state_dict_metadata"].items():
+    axes = ["tp" if cut > 1 else "None" for cut in entry.get("axis_fragmentations", [1])]
+    tensors[name] = [
+        build_sharded_tensor(name, ms.float32, chunk["local_shape"], entry["global_shape"],
+                             entry.get("axis_fragmentations", [1]), chunk["global_offset"], layout=cards(*axes))
+        for chunk in entry["chunk"]
+    ]
+places = [
+    (place["file_name"], place["storage_rank"], place.get("rank_group"), eval(key))
+    for key, found in told["storage_data"].items() for place in found
+]
+save_metadata({0: tensors}, places, sys.argv[2])
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "told.json"), str(directory / "metadata.json")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    written = json.loads((directory / "metadata.json").read_text())
+    assert written.keys() == ours.keys() and written["storage_data"].keys() == ours["storage_data"].keys()
+    assert convert_directory(directory, tmp_path) == 0
+    assert_same(store.open_checkpoint(tmp_path / "ours").tensors(), our_tensors(3))
 
 
 @pytest.mark.parametrize("make", [one_rank, several_ranks])

@@ -1,6 +1,7 @@
 """Directories of the community's ports of PanGu-alpha, as they are published, and those that are written for them."""
 
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -8,12 +9,13 @@ import pytest
 from pangu_ms.checkpoint import convert, foreign, store
 from pangu_ms.cli.main import main
 from pangu_ms.config.load import config_from_dict
-from pangu_ms.core.errors import CheckpointError
+from pangu_ms.core.errors import CheckpointError, OutputError
 from pangu_ms.core.size_text import parse_size
 from pangu_ms.data.tokenizer import Tokenizer, train_tokenizer
 from pangu_ms.models.alpha.weights import FORMATS, read_config
 from tests.checkpoint.alpha_tensors import our_tensors
 from tests.checkpoint.common import assert_same, small_config
+from tests.checkpoint.torch_writer import T, save
 from tests.models import alpha
 from tests.reference.make_tokenizer_golden import CHINESE, CODE, PROSE
 
@@ -122,6 +124,57 @@ def test_what_is_written_has_the_ports_keys_and_is_read_back(act, name, tokenize
 def test_a_port_that_computes_something_else_or_tells_too_little(changed, message):
     with pytest.raises(CheckpointError, match=f"^config.json: {message}"):
         read_config("config.json", PUBLISHED | changed)
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_weights_as_pytorch_saved_them(pieces, tokenizer, tmp_path):
+    """The ports were published as pytorch_model.bin; the head and the word table share their numbers."""
+    weights = port_directory(tmp_path / "port", tokenizer, "c_proj")
+    path = tmp_path / "port/model.safetensors"
+    tensors = {name: T(array=array) for name, array in foreign.read_file(path).items()}
+    path.unlink()
+    tensors["lm_head.weight"] = tensors["transformer.wte.weight"]
+    names = list(tensors)
+    files = {f"pytorch_model-{i}-of-{pieces}.bin": names[i::pieces] for i in range(pieces)}
+    if pieces == 1:
+        files = {"pytorch_model.bin": names}
+    else:
+        weight_map = {name: file for file, own in files.items() for name in own}
+        (tmp_path / "port/pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    for file, own in files.items():
+        save(tmp_path / "port" / file, {name: tensors[name] for name in own})
+    step = convert.import_file(tmp_path / "port", "huggingface", None, tmp_path / "ours")
+    assert_same(store.open_checkpoint(step).tensors(), weights)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_full_disk_while_a_directory_is_written_leaves_nothing(tmp_path):
+    store.save(tmp_path / "ours", 0, {"model": our_tensors(3)}, {}, small_config(3))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
+    try:
+        with pytest.raises(OutputError, match="free some room"):
+            convert.export_file(tmp_path / "ours", "huggingface", tmp_path / "out", max_shard_bytes=4000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign"])
+def test_a_damaged_part_of_a_directory(damage, tmp_path):
+    """A part that is cut off, and an index that names a part of another model."""
+    store.save(tmp_path / "ours", 0, {"model": our_tensors(3)}, {}, small_config(3))
+    convert.export_file(tmp_path / "ours", "huggingface", tmp_path / "out", max_shard_bytes=4000)
+    part = tmp_path / "out/model-00002-of-00003.safetensors"
+    if damage == "truncated":
+        part.write_bytes(part.read_bytes()[:-5])
+        message = r"model-00002-of-00003.safetensors: not a whole safetensors file"
+    else:
+        foreign.write_file(part, {"model.layers.0.mlp.up_proj.weight": np.zeros((4, 4), np.float32)})
+        message = r"out: \d+ missing: .*; 1 unexpected: model.layers.0.mlp.up_proj.weight"
+    with pytest.raises(CheckpointError, match=message):
+        convert.import_file(tmp_path / "out", "huggingface", None, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_untied_head_is_refused(tokenizer, tmp_path):

@@ -16,7 +16,7 @@ from pangu_ms.cli.main import main
 from pangu_ms.core.errors import DataError, GenerationError
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.eval.tasks.encoding import encode_parts
-from pangu_ms.infer.scoring import Item
+from pangu_ms.infer.scoring import ContinuationScore, Item
 from pangu_ms.serve.chat_template import load_chat_template
 from tests.eval.toy import Toy
 
@@ -91,6 +91,25 @@ def test_whole_texts_are_scored_once_a_token(toy):
         assert total.num_tokens == len(ids) == sum(len(score.logprobs) for score in scores)
         assert total == pytest.approx(sum(score.total for score in scores), abs=1e-9)
     assert len(toy.tokenizer.encode(texts[2])) > WINDOW
+
+
+class WithFirst:
+    """A tokenizer whose prompts begin with a token of their own, such as LLaMA's."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.vocab_size, self.eod_id = tokenizer, tokenizer.vocab_size, tokenizer.eod_id
+        self.encode_batch = tokenizer.encode_batch
+
+    def encode_prompt(self, text):
+        return [1, *self.tokenizer.encode(text)]
+
+
+def test_texts_begin_as_prompts_do(tokenizer):
+    model = Toy(WithFirst(tokenizer), WINDOW)
+    (total,) = HarnessModel(model, progress=False).loglikelihood_rolling([request("def alpha")])
+    ((given, _),) = HarnessModel(model, progress=False).loglikelihood([request("", "def alpha")])
+    ((_, (score,)),) = model.score([Item((((1,), tokenizer.encode("def alpha")),))])
+    assert total == pytest.approx(score.total, abs=1e-9) and given == pytest.approx(score.total, abs=1e-9)
 
 
 def generated(toy, **settings):
@@ -242,8 +261,11 @@ def test_both_ways_give_the_same_numbers(toy, data, tmp_path):
 
 
 def test_candidates_get_the_same_scores(toy, data, tmp_path):
-    """Not only the same decisions: the log-likelihoods of every item."""
-    _, exported, found = both_ways(toy, data, tmp_path, ["behind", "digits"])
+    """Not only the same decisions: the log-likelihoods of every item, and the sampled texts."""
+    _, exported, found = both_ways(toy, data, tmp_path, ["behind", "digits", "sampled"])
+    (path,), texts = (tmp_path / "ours/records").glob("sampled*"), found.samples[exported.pop().name]
+    said = [json.loads(line)["prediction"] for line in path.read_text().splitlines()]
+    assert [sample["filtered_resps"][0] for sample in texts] == said and len(set(said)) == len(ROWS)
     for one, name in zip(exported, ["behind", "digits"], strict=True):
         ours = [json.loads(line) for line in (tmp_path / f"ours/records/{name}_0-shot.jsonl").read_text().splitlines()]
         for record, sample in zip(ours, found.samples[one.name], strict=True):
@@ -293,7 +315,7 @@ def test_what_lm_eval_cannot_express_is_said(data, tmp_path):
 def own_tasks(tmp_path_factory):
     """Task files as a user of lm-eval writes them, in a group."""
     directory = tmp_path_factory.mktemp("tasks")
-    rows = [{"q": f"print({i}) gives", "a": ["alpha", str(i), "beta gamma"], "gold": 1} for i in range(6)]
+    rows = [{"q": f"print({i}) gives", "a": ["alpha", "x", f"beta {i} gamma"], "gold": i % 3} for i in range(12)]
     (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name in ("one", "two"):
         (directory / f"{name}.yaml").write_text(
@@ -307,18 +329,25 @@ def own_tasks(tmp_path_factory):
     return directory
 
 
-def test_accuracy_by_mean_log_likelihoods_is_a_measure_of_every_choice(toy, own_tasks):
-    found = run(toy, ["one"], task_manager(["one"], own_tasks), Settings(log_samples=True), progress=False)
-    right, results = 0, found.results["results"]["one"]
+class ByLength(Toy):
+    """The sum of a continuation's log-likelihoods is highest for the shortest, the mean for the longest."""
+
+    def score(self, items, on_scored=lambda number: None):
+        for index, item in enumerate(items):
+            lengths = [len(continuation) for _, continuation in item.pairs]
+            yield index, [ContinuationScore((-1 - 1 / n,) * n, (False,) * n) for n in lengths]
+
+
+def test_accuracy_by_mean_log_likelihoods_is_a_measure_of_every_choice(tokenizer, own_tasks):
+    model, manager = ByLength(tokenizer, WINDOW), task_manager(["one"], own_tasks)
+    found = run(model, ["one"], manager, Settings(log_samples=True), progress=False)
     for sample in found.samples["one"]:
-        means = []
-        for choice in sample["doc"]["a"]:
-            before, scored, _ = encode_parts(toy.tokenizer, sample["doc"]["q"], f" {choice}")
-            ((_, (score,)),) = toy.score([Item(((before, scored),))])
-            means.append(score.total / len(scored))
-        right += means.index(max(means)) == 1
-    assert results["acc_tokens,none"] == pytest.approx(right / 6)
-    assert {"acc,none", "acc_norm,none", "acc_tokens_stderr,none"} <= set(results)
+        lengths = [len(encode_parts(tokenizer, sample["doc"]["q"], f" {choice}")[1]) for choice in sample["doc"]["a"]]
+        assert sample["acc"] == (lengths.index(min(lengths)) == sample["doc"]["gold"])
+        assert sample["acc_tokens"] == (lengths.index(max(lengths)) == sample["doc"]["gold"])
+    results = found.results["results"]["one"]
+    assert results["acc_tokens,none"] == results["acc,none"] == pytest.approx(1 / 3)
+    assert {"acc_norm,none", "acc_tokens_stderr,none"} <= set(results)
     assert math.isfinite(results["acc_tokens_stderr,none"])
 
 
@@ -332,7 +361,7 @@ def test_the_delimiter_of_a_task_can_be_replaced(toy, own_tasks, monkeypatch, de
     text = toy.tokenizer.decode([token for part in asked[0].pairs[0] for token in part])
     between = " " if delimiter is None else delimiter
     shown, item = text.split("\n\n")
-    assert item == f"print(0) gives{between}alpha" and re.fullmatch(rf"print\((\d)\) gives{between}\1", shown)
+    assert item == f"print(0) gives{between}alpha" and re.fullmatch(rf"print\(\d\) gives{between}\w[\w ]*", shown)
 
 
 def test_groups_have_it_too(toy, own_tasks):
@@ -375,14 +404,16 @@ def test_the_command_exports_and_scores(toy, data, own_tasks, tmp_path, monkeypa
     assert "pangu_behind_2_shot_seed0      4  acc_tokens" in told.out and "--tasks pangu_tasks" in told.out
     assert "unlabelled: no item with a gold label is left" in told.err
     monkeypatch.setattr(harness, "open_model", lambda args: toy)
-    words = ["model", "--tasks", "pangu_tasks", "--include_path", str(output), "--log_samples", "--bootstrap_iters=0"]
-    assert main(["harness", "run", *words, "--output", str(tmp_path / "found")]) == 0
+    words = ["model", "--tasks", "pangu_tasks", "--include_path", str(output), "--bootstrap_iters=0"]
+    assert main(["harness", "run", *words, "--log_samples", "--output", str(tmp_path / "found")]) == 0
     told = capsys.readouterr()
     assert re.search(r"pangu_behind_0_shot +0 +acc_tokens +0\.\d{4}", told.out)
     results = json.loads((tmp_path / "found/results.json").read_text())
     assert results["config"]["model"] == "toy" and results["n-samples"]["pangu_behind_0_shot"]["effective"] == 4
     samples = (tmp_path / "found/samples_pangu_behind_2_shot_seed0.jsonl").read_text().splitlines()
     assert len(samples) == 4 and json.loads(samples[0])["acc_tokens"] in (0.0, 1.0)
+    assert main(["harness", "run", *words, "--num-fewshot", "2"]) == 0
+    assert "--num-fewshot 2: 2 tasks keep the number of demonstrations" in capsys.readouterr().err
     assert main(["harness", "run", "model", "--tasks", "one", "--include-path", str(own_tasks), "--json"]) == 0
     assert "acc_tokens,none" in json.loads(capsys.readouterr().out)["results"]["one"]
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
-from pangu_ms.checkpoint import safetensors_file
+from pangu_ms.checkpoint import safetensors_file, store
+from pangu_ms.cli.main import main
 from pangu_ms.config.load import config_from_dict
 from pangu_ms.mindformers.train import load_yaml
 from pangu_ms.models.common.strict import check_names_and_shapes
@@ -162,6 +163,18 @@ def test_pi_takes_our_own_steps_too(place, mindspore_cpu):
 def test_everything_is_written_to_the_output_directory(place, trained):
     assert list((place / "empty").iterdir()) == []
     assert {path.name for path in trained.iterdir()} == {"config.yaml", "checkpoint", "log", "strategy"}
+
+
+def test_the_output_of_the_run_is_converted(trained, tmp_path):
+    """Its last checkpoint, or the one that is named."""
+    fields = [f"model.{name}={value}" for name, value in MODEL.items() if name != "family"]
+    for directory, step in ((trained, STEPS), (trained / f"checkpoint/iteration_{SAVED_AT:08d}", SAVED_AT)):
+        words = ["convert", str(directory), "--from", "mindformers", "--config", "alpha/tiny", *fields]
+        assert main([*words, "--output", str(tmp_path / str(step))]) == 0
+        found = store.open_checkpoint(tmp_path / str(step)).tensors()
+        expected = weights(trained, step)
+        assert found.keys() == expected.keys()
+        assert all(np.array_equal(found[name], expected[name]) for name in expected)
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ from pangu_ms.parallel.plan import MOMENTS, Plan
 from pangu_ms.parallel.strategy_file import write_parameter_layouts
 from pangu_ms.research.study.runs import Stage, claim
 from pangu_ms.train.guard import Guard
+from tests.checkpoint import torch_writer
 from tests.checkpoint.alpha_tensors import foreign_tensors
 from tests.checkpoint.common import small_config
 from tests.checkpoint.releases import small, to_official, write_release
@@ -84,6 +85,7 @@ def _weights(root):
     convert.export_file(checkpoint.path, "huggingface", root / "hf")
     _two_shards(root / "hf")
     weights = foreign_tensors("official")
+    torch_writer.save(root / "weights.pt", weights)
     foreign.write_file(root / "weights.npz", weights)
     foreign.write_file(root / "weights.ckpt", weights)
     parts = write_release(root / "release", to_official(random_parameters(small().model)))

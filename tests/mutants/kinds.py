@@ -249,6 +249,7 @@ KINDS = {
     "checkpoint config, sealed": _with(_STEP, "config.yaml", "yaml", 0.03, after=reseal),
     "checkpoint state, sealed": _STATE,
     "Hugging Face config": _HF,
+    "PyTorch weights": Kind("weights.pt", "", _FOREIGN, share=0.02, exact=True, product="step-*/model.safetensors"),
     "Hugging Face weights": _with(_HF, "model-2.safetensors", "safetensors", 0.05),
     "Hugging Face index": _with(_HF, "model.safetensors.index.json", "json", 0.02),
     "npz weights": _NPZ,
