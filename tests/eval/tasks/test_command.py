@@ -212,6 +212,26 @@ def test_tables_of_results(tmp_path, capsys):
     assert words == ["function_0-shot", "accuracy", "4", "50.00", "75.00", "+25.00", "points", "25.00", "+1.0"]
     assert main(["tasks", "table", str(tmp_path)]) == 2
     assert "has no run.json; name a directory that `pangu tasks run --output` wrote" in capsys.readouterr().err
-    (tmp_path / "one" / "records" / "function_0-shot.jsonl").write_text("{")
-    assert main(["tasks", "table", one]) == 2
-    assert "function_0-shot.jsonl:1: not JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("records/function_0-shot.jsonl", "}}", "", "function_0-shot.jsonl:1: not JSON"),
+        ("records/function_0-shot.jsonl", "[1.0, 1.0]", "[1.0]", "function_0-shot.jsonl:1: accuracy has no weight"),
+        ("records/function_0-shot.jsonl", '"accuracy"', '"other"', "function_0-shot.jsonl:1: has no accuracy"),
+        ("records/function_0-shot.jsonl", '"shots"', '"shoot"', "function_0-shot.jsonl:1: shots is None"),
+        ("run.json", '"version": 1,', "", "run.json: sections.function_0-shot.task.version is None; it is damaged"),
+        ("run.json", '["accuracy"]', '["luck"]', "run.json: sections.function_0-shot has an unknown metric luck"),
+        ("run.json", '"format_version": 1', '"format_version": 9', "was written by a newer version of pangu-ms"),
+    ],
+)
+def test_damaged_results_are_told(tmp_path, capsys, file, old, new, message):
+    one = made_results(tmp_path, "one", 10, [1.0, 0.0])
+    path = tmp_path / "one" / file
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    for words in (["table", one], ["compare", one, one]):
+        assert main(["tasks", *words]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
