@@ -3,6 +3,7 @@
 Shapes: S slots, R rows of a slot, N new rows, Q queries, H query heads, G KV heads, D head size, A = H * D, W = G * D.
 """
 
+import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, ops
 from mindspore.ops import constexpr
@@ -10,8 +11,9 @@ from mindspore.ops import constexpr
 from ascend_ops.attention import causal_attention
 from ascend_ops.backend import select
 from ascend_ops.checks import Operand, describe, rule
-from ascend_ops.custom import attribute, kernel
+from ascend_ops.custom import attribute, device, kernel
 from ascend_ops.errors import OperatorError
+from ascend_ops.table import CACHED
 
 
 def cached_attention(
@@ -37,7 +39,9 @@ def cached_attention(
     Args:
         q: [Q, A], or [Q, 1, A]; float32, float16 or bfloat16.
         k, v: [N, W], or [N, 1, W]; of the dtype of q.
-        keys, values: [S * R, W], slot after slot, of the dtype of q; written in place.
+        keys, values: [S * R, W], slot after slot; written in place. Of the dtype of q, or float16 or bfloat16 with a q
+            of float32: then new rows are rounded as they are written, and all rows are widened as they are read. (On a
+            CPU MindSpore's own operators cannot write to bfloat16.)
         positions, slots: int32 [N], or [N, 1]: where the new rows stand. A position is below R - 1.
         query_positions, query_slots: int32 [Q], or [Q, 1], both or neither; default: those of the new rows.
         num_heads: H.
@@ -59,6 +63,7 @@ def cached_attention(
     if query_positions is None:
         query_positions, query_slots = positions, slots
     if chosen == "composed":
+        _check_composed(keys.dtype, q.dtype)
         return _composed(q, k, v, keys, values, positions, slots, query_positions, query_slots, num_heads, num_slots)
     return kernel("CachedAttention")(
         q, k, v, keys, values, positions, slots, query_positions, query_slots, attribute(scale, num_heads, num_slots)
@@ -68,8 +73,8 @@ def cached_attention(
 def _composed(q, k, v, keys, values, positions, slots, query_positions, query_slots, num_heads, num_slots):
     S, R, width = num_slots, keys.shape[0] // num_slots, keys.shape[1]
     rows_N1 = ops.reshape(ops.select(slots < 0, R - 1, slots * R + positions), (-1, 1))
-    keys_SRW = ops.reshape(ops.ScatterNdUpdate()(keys, rows_N1, ops.reshape(k, (-1, width))), (S, R, width))
-    values_SRW = ops.reshape(ops.ScatterNdUpdate()(values, rows_N1, ops.reshape(v, (-1, width))), (S, R, width))
+    keys_SRW = ops.reshape(_written(keys, rows_N1, ops.reshape(k, (-1, width))), (S, R, width))
+    values_SRW = ops.reshape(_written(values, rows_N1, ops.reshape(v, (-1, width))), (S, R, width))
     query_slots = ops.reshape(query_slots, (-1,))
     index_Q1 = ops.reshape(ops.select(query_slots < 0, -1, ops.reshape(query_positions, (-1,))), (-1, 1))
     q_Q1A = ops.reshape(q, (index_Q1.shape[0], 1, -1))
@@ -88,10 +93,25 @@ def _composed(q, k, v, keys, values, positions, slots, query_positions, query_sl
     return ops.reshape(ops.concat((y_S1A, y_1PA.swapaxes(0, 1))), q.shape)
 
 
+def _written(cache, rows_N1, new_NW):
+    """The cache with new rows in it, in their dtype."""
+    written = ops.ScatterNdUpdate()(cache, rows_N1, ops.cast(new_NW, cache.dtype))
+    return ops.cast(written, new_NW.dtype)
+
+
 @constexpr
 def _row_numbers(num_slots, num_rows):
     """0, 1, 2, ... for each slot, as a constant of the graph."""
     return Tensor(np.tile(np.arange(num_rows, dtype=np.int32), (num_slots, 1)))
+
+
+@constexpr
+def _check_composed(cached, computed):
+    if cached != computed and cached == ms.bfloat16 and device() == "CPU":
+        raise OperatorError(
+            "ascend_ops.cached_attention: keys is bfloat16: on a CPU only our kernel can write to it, and MindSpore's"
+            " own operators are to be used; make the cache float16 or float32"
+        )
 
 
 @constexpr
@@ -132,8 +152,13 @@ def _check_cached_attention(
 ) -> None:
     q.floating()
     q.rank(2, 3)
-    for x in (k, v, keys, values):
+    for x in (k, v):
         x.floating(like=q)
+    for x in (keys, values):
+        if x.dtype not in CACHED[q.dtype]:
+            allowed = " or ".join(CACHED[q.dtype])
+            raise x.refuse(f"is {x.dtype} and q is {q.dtype}", f"it must be {allowed}; make another cache")
+    values.floating(like=keys)
     keys.rank(2, 2)
     if keys.shape is not None:
         values.shaped("the shape of keys", keys.shape)

@@ -6,7 +6,8 @@ aclnn signature that Ascend C sources must have (tests/ascend_ops/ascendc). No m
 
 A shape is a list of terms: `x` stands for all dimensions of input x, `x[:-1]` for all but the last, `x[0]` for one
 dimension, and `3` for that number. The dtype `T` stands for the floating type of the call (float32, float16 or
-bfloat16), the same wherever it appears; `P` stands for the type of a packed weight.
+bfloat16), the same wherever it appears; `P` stands for the type of a packed weight, `C` for that of cached keys and
+values.
 
 The per-channel parameters of a kernel (bias, weight, scale, shift) are float32 whatever T is; they have one value per
 channel or one value for all channels.
@@ -18,6 +19,8 @@ from dataclasses import dataclass
 FLOATS = ("float32", "float16", "bfloat16")
 PACKED = ("float32", "bfloat16", "uint8")
 """Types of a packed weight (packing.py); uint8 holds int8 plus 128."""
+CACHED = {"float32": FLOATS, "float16": ("float16",), "bfloat16": ("bfloat16",)}
+"""Types of cached keys and values, by the floating type of the call."""
 
 ACTIVATION_CODES = {"gelu": 0, "gelu_erf": 1, "fast_gelu": 2, "silu": 3}
 """Values of the attribute `activation`."""
@@ -64,14 +67,15 @@ class Kernel:
 
     def dtype_rows(self) -> tuple[tuple[str, ...], ...]:
         """The legal dtypes of inputs and outputs together: one row for each float type, or a single one when T is not
-        used; and these for each type of a packed weight, when P is used."""
+        used; and these for each type of a packed weight or a cache, when P or C is used."""
         ports: tuple[Input | Output, ...] = (*self.inputs, *self.outputs)
         dtypes = [port.dtype for port in ports]
         floats, packed = FLOATS if "T" in dtypes else ("",), PACKED if "P" in dtypes else ("",)
         rows = []
         for t, p in itertools.product(floats, packed):
-            meant = {"T": t, "P": p}
-            rows.append(tuple(meant.get(dtype, dtype) for dtype in dtypes))
+            for c in CACHED[t] if "C" in dtypes else ("",):
+                meant = {"T": t, "P": p, "C": c}
+                rows.append(tuple(meant.get(dtype, dtype) for dtype in dtypes))
         return tuple(rows)
 
     def aclnn_signature(self) -> tuple[tuple[str, str], ...]:
@@ -217,7 +221,7 @@ KERNELS = {
             "CachedAttention",
             (
                 *(Input(n) for n in ("q", "k", "v")),
-                *(Input(n, written=True) for n in ("keys", "values")),
+                *(Input(n, "C", written=True) for n in ("keys", "values")),
                 *(Input(n, "int32") for n in ("positions", "slots", "query_positions", "query_slots")),
             ),
             (Output("out", "q"),),

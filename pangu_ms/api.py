@@ -258,6 +258,7 @@ def export(
     domain: str = "",
     weights: str = "",
     kernels: bool = True,
+    cache_dtype: str = "",
 ) -> dict[str, Any]:
     """Write a MindIR package that runs without this code base, and verify it against the checkpoint in a fresh process.
 
@@ -274,6 +275,7 @@ def export(
         domain: export only the model of this domain, of a model with domains; empty: the whole model.
         weights: pack the matrices as float32, bfloat16 or int8; empty: they stay as they are.
         kernels: whether a package for a CPU carries our kernels' source.
+        cache_dtype: dtype of cached keys and values, "float16" for half a cache of float32; empty: as computed.
 
     Returns:
         The manifest. Its entry `verified` holds `steps`, `weights` and `max_difference` of a logit.
@@ -303,7 +305,8 @@ def export(
     aes_key, private_key = (path if path is None else Path(path) for path in (key_file, sign_key))
     with extracted(opened, domain) as exported:
         config = checkpoint_config(exported, overrides)
-        return export_package(exported, Path(output), shape, aes_key, tokenizer, config, private_key, weights, kernels)
+        keys = aes_key, tokenizer, config, private_key
+        return export_package(exported, Path(output), shape, *keys, weights, kernels, cache_dtype)
 
 
 def extract(

@@ -179,16 +179,18 @@ def _load_decoder(
     config: RunConfig | None = None,
     weights: str = "",
     generates: bool = True,
+    cache_dtype: str = "",
 ) -> Decoder:
     """load_decoder, which takes the compiled graph of an earlier decoder."""
     config = config or checkpoint.config()
     if checkpoint.quantized or not generates:
-        return load_decoder(checkpoint, shape, config, weights, generates)
-    key = repr((FAMILIES[config.model.family].model, config.model, shape, config.runtime, weights, backend.identity()))
+        return load_decoder(checkpoint, shape, config, weights, generates, cache_dtype)
+    dtypes = weights, cache_dtype, backend.identity()
+    key = repr((FAMILIES[config.model.family].model, config.model, shape, config.runtime, *dtypes))
     alike = _decoders.setdefault(key, [])
     free = next((one for one in alike if one[1]() is None), None)
     if free is None:
-        decoder = load_decoder(checkpoint, shape, config, weights)
+        decoder = load_decoder(checkpoint, shape, config, weights, cache_dtype=cache_dtype)
     else:
         alike.remove(free)
         graph = free[0]

@@ -62,6 +62,7 @@ MISTAKES = {
     "quantize RUN --weights int4 --output NEW": "invalid choice: 'int4'",
     "quantize RUN --weights int8 --output FULL": "exists with other content",
     "quantize RUN --weights int8 --output NEW --max-batches 2": "is an option of --data",
+    "quantize RUN --weights int8 --output NEW --split train": "--split train: is an option of --data; add --data, or",
     "quantize RUN --weights int8 --output NEW --data NONE": "no MindRecord file",
     "quantize RUN --weights int8 --output NEW --data RECORDS --batch-size 0": "batch_size=0",
     "schedule calibrate RUN --output NEW --max-length 999999": "must be between 2 and the model's context",

@@ -157,10 +157,12 @@ struct Task {
   int64_t work;
 };
 
-template <typename T>
+// T: of queries and results, C: of the cache
+template <typename T, typename C>
 struct Attend {
   const Step &p;
-  const T *q, *keys, *values;
+  const T *q;
+  const C *keys, *values;
   T *out;
 
   int64_t row_at(int64_t query, int64_t g, int64_t i) const { return (query * p.H + g * p.group + i) * p.D; }
@@ -185,7 +187,7 @@ struct Attend {
     std::fill(top, top + rows, -kInfinity);
     for (int64_t first = 0; first < n; first += kKeys) {
       const int64_t block = std::min(kKeys, n - first);
-      const T *key = keys + key_at(query, g_begin, first), *value = values + key_at(query, g_begin, first);
+      const C *key = keys + key_at(query, g_begin, first), *value = values + key_at(query, g_begin, first);
       for (int64_t k = 0; k < block; k += kLanes) {
         const int64_t some = std::min<int64_t>(kLanes, block - k);
         for (int64_t j = 0; j < some; ++j, key += p.stride) multiply_key(heads, key, queries, products + j * kLanes);
@@ -201,13 +203,13 @@ struct Attend {
   }
 
   // Asks for what is needed two keys later: a key of all heads often fills a page, where the processor's own prefetch ends.
-  ASCEND_OPS_INLINE Vec load_ahead(const T *from, int64_t ahead) const {
+  ASCEND_OPS_INLINE Vec load_ahead(const C *from, int64_t ahead) const {
     __builtin_prefetch(from + ahead);
     return load(from);
   }
 
   // The products of one key with the queries of its heads, still to be summed over the lanes.
-  ASCEND_OPS_INLINE void multiply_key(int64_t heads, const T *key, const float *queries, float *products) const {
+  ASCEND_OPS_INLINE void multiply_key(int64_t heads, const C *key, const float *queries, float *products) const {
     for (int64_t g = 0; g < heads; ++g, key += p.D)
       for (int64_t r = 0; r < p.group; ++r, queries += p.width, products += kLanes * kLanes) {
         Vec total{};
@@ -220,7 +222,7 @@ struct Attend {
 
   // state += the values of K keys times their probabilities
   template <int K>
-  ASCEND_OPS_INLINE void add_values(int64_t heads, const T *value, const float *scores, float *state) const {
+  ASCEND_OPS_INLINE void add_values(int64_t heads, const C *value, const float *scores, float *state) const {
     for (int64_t g = 0; g < heads; ++g, value += p.D)
       for (int64_t r = 0; r < p.group; ++r, scores += kKeys, state += p.width) {
         int64_t d = 0;
@@ -304,10 +306,28 @@ std::vector<Task> tasks_of(const Step &p) {
   return tasks;
 }
 
+// Copies values, rounded to the type of the cache.
+template <typename T, typename C>
+void copy_row(const T *from, int64_t count, C *to) {
+  for (int64_t d = 0; d < count; d += kLanes) store_upto(to + d, load_upto(from + d, count - d), count - d);
+}
 template <typename T>
-void copy_rows(const Step &p, const Tensor &rows, const int32_t *positions, const int32_t *slots, int64_t count, T *cache) {
+void copy_row(const T *from, int64_t count, T *to) {
+  std::copy_n(from, count, to);
+}
+
+template <typename T, typename C>
+void copy_rows(const Step &p, const Tensor &rows, const int32_t *positions, const int32_t *slots, int64_t count, C *cache) {
   for (int64_t i = 0; i < count; ++i)
-    if (slots[i] >= 0) std::copy_n(rows.as<T>() + i * p.stride, p.stride, cache + (slots[i] * p.R + positions[i]) * p.stride);
+    if (slots[i] >= 0) copy_row(rows.as<T>() + i * p.stride, p.stride, cache + (slots[i] * p.R + positions[i]) * p.stride);
+}
+
+// Calls f(T{}, C{}) with the types of the queries and of the cache.
+template <typename F>
+void with_types(const Tensor &q, const Tensor &keys, F f) {
+  if (!std::strcmp(q.dtype, "float32")) return with_type(keys, [&](auto c) { f(float{}, c); });
+  require(!std::strcmp(q.dtype, keys.dtype), "keys and values must have the dtype of q, unless it is float32");
+  with_type(q, [&](auto t) { f(t, t); });
 }
 
 void cached_attention(const Call &call) {
@@ -317,7 +337,8 @@ void cached_attention(const Call &call) {
   const int64_t rows = call[POSITIONS].size();
   Step p{};
   p.scale = attributes[0], p.H = static_cast<int64_t>(attributes[1]), p.S = static_cast<int64_t>(attributes[2]);
-  require(keys.rank == 2 && keys.size() > 0 && call[VALUES].size() == keys.size(), "keys and values must be [rows, width]");
+  require(keys.rank == 2 && keys.size() > 0 && call[VALUES].size() == keys.size() && !std::strcmp(keys.dtype, call[VALUES].dtype),
+          "keys and values must be [rows, width] of one dtype");
   require(p.S > 0 && keys.dim(0) % p.S == 0, "keys must have as many rows for each slot");
   p.R = keys.dim(0) / p.S, p.stride = keys.dim(1), p.Q = call[QUERY_POSITIONS].size();
   require(p.Q > 0 && p.H > 0 && q.size() > 0 && q.size() % (p.Q * p.H) == 0, "q must have a row of heads for each query position");
@@ -332,12 +353,13 @@ void cached_attention(const Call &call) {
       require(slots[i] < 0 || (slots[i] < p.S && positions[i] >= 0 && positions[i] < p.R - 1), "a position is outside of its slot, or there is no such slot");
   }
   p.positions = call[QUERY_POSITIONS].as<int32_t>(), p.slots = call[QUERY_SLOTS].as<int32_t>();
-  with_type(q, [&](auto t) {
+  with_types(q, keys, [&](auto t, auto c) {
     using T = decltype(t);
+    using C = decltype(c);
     const int32_t *positions = call[POSITIONS].as<int32_t>(), *slots = call[SLOTS].as<int32_t>();
-    copy_rows(p, call[K], positions, slots, rows, keys.as<T>());
-    copy_rows(p, call[V], positions, slots, rows, call[VALUES].as<T>());
-    const Attend<T> attend{p, q.as<T>(), keys.as<T>(), call[VALUES].as<T>(), call[OUT].as<T>()};
+    copy_rows<T>(p, call[K], positions, slots, rows, keys.as<C>());
+    copy_rows<T>(p, call[V], positions, slots, rows, call[VALUES].as<C>());
+    const Attend<T, C> attend{p, q.as<T>(), keys.as<C>(), call[VALUES].as<C>(), call[OUT].as<T>()};
     const std::vector<Task> tasks = tasks_of(p);
     int64_t work = 0;
     for (const Task &task : tasks) work += task.work;

@@ -309,7 +309,13 @@ def latest_valid(root: Path, digests: bool = True, progress: bool = False) -> tu
     Raises:
         NewerCheckpoint: a newer version of this program wrote the newest checkpoint.
     """
-    root = Path(root)
+    found, passed_over = _newest(Path(root), digests, progress)
+    _warn(passed_over)
+    return found, passed_over
+
+
+def _newest(root: Path, digests: bool, progress: bool) -> tuple[Checkpoint | None, list[str]]:
+    """See `latest_valid`; nothing is logged."""
     passed_over = [f"{path}: a save or removal that did not finish; ignored" for path in commit.leftovers(root)]
     found = None
     for path in step_directories(root):
@@ -320,9 +326,12 @@ def latest_valid(root: Path, digests: bool = True, progress: bool = False) -> tu
             raise
         except CheckpointError as error:
             passed_over.append(str(error))
-    for line in passed_over:
-        _log.warning("%s", line)
     return found, passed_over
+
+
+def _warn(lines: list[str]) -> None:
+    for line in lines:
+        _log.warning("%s", line)
 
 
 def open_checkpoint(path: Path, digests: bool = True, progress: bool = False) -> Checkpoint:
@@ -346,10 +355,11 @@ def open_checkpoint(path: Path, digests: bool = True, progress: bool = False) ->
     if (path / MANIFEST).exists() or STEP.fullmatch(path.resolve().name):
         return _open(path, digests, progress)
     root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    checkpoint, passed_over = latest_valid(root, digests, progress)
+    checkpoint, passed_over = _newest(root, digests, progress)
     if checkpoint is None:
         seen = " | ".join(passed_over) or "no step-* directory in it"
         raise CheckpointError(f"{root}: no valid checkpoint ({seen}); name a directory that holds one, or train again")
+    _warn(passed_over)
     return checkpoint
 
 

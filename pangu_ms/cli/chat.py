@@ -33,7 +33,7 @@ COMMANDS = {
 }
 _PACKAGES = ("jinja2", "llguidance")
 _CHUNK = 32
-_OF_CHECKPOINTS = {"max_length": 0, "chunk": _CHUNK, "weights": "", "tokenizer": None}
+_OF_CHECKPOINTS = {"max_length": 0, "chunk": _CHUNK, "weights": "", "cache_dtype": "", "tokenizer": None}
 _OF_PACKAGES = {"key_file": None, "verify_key": None, "allow_kernels": False}
 _FAINT, _PLAIN = "\x1b[2m", "\x1b[0m"
 _HISTORY_LINES = 1000
@@ -153,6 +153,7 @@ def _open(args: Namespace) -> "ServedModel":
         args.weights,
         args.tokenizer,
         args.chat_template,
+        args.cache_dtype,
     )
 
 

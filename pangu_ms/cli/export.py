@@ -29,6 +29,7 @@ def build_parser() -> Parser:
         "pack the matrices in this dtype; it pays only where the package runs with kernels (default: float32 as it is)"
     )
     parser.add_argument("--weights", choices=("float32", "bfloat16", "int8"), default="", help=text)
+    options.add_cache_dtype(parser)
     text = "leave out our CPU kernels' source and the graph that calls them, which `run-mindir --allow-kernels` uses"
     parser.add_argument("--no-kernels", action="store_true", help=text)
     options.add_own_tokenizer(parser)
@@ -88,6 +89,7 @@ def _run(args: Namespace) -> int:
             args.sign_key,
             args.weights,
             not args.no_kernels,
+            args.cache_dtype,
         )
     if args.json:
         print_json(manifest, ensure_ascii=False)

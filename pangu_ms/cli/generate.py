@@ -36,6 +36,7 @@ def build_parser() -> Parser:
     options.add_scheduling(parser)
     options.add_threads(parser)
     options.add_weights(parser)
+    options.add_cache_dtype(parser)
     options.add_own_tokenizer(parser)
     options.add_domain(parser, DOMAIN_HELP)
     parser.set_defaults(run=_run)
@@ -64,10 +65,19 @@ def _run(args: Namespace) -> int:
     tokenizer = load_tokenizer(checkpoint, args.tokenizer)
     scheduling = options.scheduling(args, tokenizer, PromptStates(checkpoint, config))
     model = [checkpoint.manifest, config_to_dict(config)["model"], args.weights, tokenizer.fingerprint]
+    model += [args.cache_dtype] if args.cache_dtype else []
     with open_answers(args, prompts, files.sha256_json(model)) as answers:
         options.use_threads(args)
         generator = load_generator(
-            checkpoint, prompts, args.batch_size, args.chunk, args.tokenizer, config, args.weights, **scheduling
+            checkpoint,
+            prompts,
+            args.batch_size,
+            args.chunk,
+            args.tokenizer,
+            config,
+            args.weights,
+            args.cache_dtype,
+            **scheduling,
         )
         generate_and_print(generator, prompts, args.stream, args.json, answers)
     return 0

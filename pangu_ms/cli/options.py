@@ -178,9 +178,9 @@ def add_data(parser: Options, text: str = RECORDS_HELP, required: bool = False) 
     parser.add_argument("--data", required=required, metavar="RECORDS", help=text)
 
 
-def add_split(parser: Options, text: str) -> None:
+def add_split(parser: Options, text: str, default: str | None = "held_out") -> None:
     """Add `--split`, of records that a checkpoint is measured on."""
-    parser.add_argument("--split", default="held_out", choices=["held_out", "train"], help=text)
+    parser.add_argument("--split", default=default, choices=["held_out", "train"], help=text)
 
 
 def add_batch_size(parser: Options, text: str = "sequences per batch", default: int | None = 8) -> None:
@@ -267,20 +267,27 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", choices=("float32", "bfloat16", "int8", "stored"), default="", help=text)
 
 
+def add_cache_dtype(parser: argparse.ArgumentParser) -> None:
+    """--cache-dtype: of cached keys and values."""
+    text = "dtype of cached keys and values; float16 and bfloat16 halve a cache of float32 (default: as computed)"
+    parser.add_argument("--cache-dtype", choices=("float32", "float16", "bfloat16"), default="", help=text)
+
+
 def add_threads(parser: Parser) -> None:
     """Add --threads."""
     text = "most threads that compute on a CPU, in MindSpore's operators and our kernels (default: all processors)"
     parser.add_argument("--threads", type=int, default=0, metavar="N", help=text)
 
 
-def use_threads(args: argparse.Namespace) -> None:
-    """Do what --threads says.
-
-    Raises:
-        GenerationError: it is below 0.
-    """
+def require_threads(args: argparse.Namespace) -> None:
+    """Raise GenerationError if --threads is below 0."""
     if args.threads < 0:
         raise GenerationError(f"--threads {args.threads}: must be at least 1, or 0 for the default")
+
+
+def use_threads(args: argparse.Namespace) -> None:
+    """Do what --threads says; see `require_threads`."""
+    require_threads(args)
     runtime.use_threads(args.threads)
 
 

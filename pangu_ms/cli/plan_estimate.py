@@ -48,6 +48,8 @@ def build_parser() -> Parser:
     parser.add_argument("--chunk", type=int, metavar="N", help="with --serve: prompt tokens of a step (default: 64)")
     text = "with --serve: dtype of packed or quantized matrices (default: float32 as they are)"
     parser.add_argument("--weights", choices=tuple(INPUTS), help=text)
+    text = "with --serve: dtype of cached keys and values (default: model.compute_dtype)"
+    parser.add_argument("--cache-dtype", choices=("float32", "float16", "bfloat16"), help=text)
     options.add_json(parser)
     parser.set_defaults(run=_run)
     return parser
@@ -68,7 +70,8 @@ def chip_and_hbm(config: RunConfig, chip: str | None, hbm: str | None) -> tuple[
 
 
 def _run(args: Namespace) -> int:
-    given = [name for name in ("slots", "max_length", "chunk", "weights") if getattr(args, name) is not None]
+    of_serve = ("slots", "max_length", "chunk", "weights", "cache_dtype")
+    given = [name for name in of_serve if getattr(args, name) is not None]
     if given and not args.serve:
         option = f"--{given[0].replace('_', '-')}"
         raise PlanError(f"{option} {getattr(args, given[0])}: is an option of --serve; add --serve, or leave it out")
@@ -101,14 +104,16 @@ def _serve(args: Namespace, config: RunConfig) -> int:
             raise PlanError(f"{name} {value}: must be at least 1")
     if not 1 <= length <= most:
         raise PlanError(f"--max-length {length}: must be at least 1 and at most model.seq_length={most}")
-    memory = ServingMemory(config.model, slots, length, min(chunk, length), args.weights or "")
+    sizes = slots, length, min(chunk, length)
+    memory = ServingMemory(config.model, *sizes, args.weights or "", cache_dtype=args.cache_dtype or "")
     chip, hbm = chip_and_hbm(config, args.chip, args.hbm)
     room, fits = memory.slots_in(hbm), memory.total_bytes <= hbm
     rows = [(f"  {line.name}", f"{line.bytes / GIB:.3f}", line.formula) for line in memory.lines()]
     rows.append(("  total", f"{memory.total_bytes / GIB:.3f}", ""))
     rows.append(("  one slot", f"{memory.slot_bytes / GIB:.3f}", ""))
     packed = f", {args.weights} weights" if args.weights else ""
-    heading = f"{args.config}: {slots} sequences of {length} tokens, {config.model.compute_dtype}{packed}"
+    cached = f", {args.cache_dtype} cache" if args.cache_dtype else ""
+    heading = f"{args.config}: {slots} sequences of {length} tokens, {config.model.compute_dtype}{packed}{cached}"
     text = "\n".join(
         [
             heading,

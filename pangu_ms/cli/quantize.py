@@ -21,10 +21,10 @@ def build_parser() -> Parser:
     options.add_new_checkpoint(parser, "--output", text)
     text = f"compare perplexity and likeliest tokens of both checkpoints on these: {options.RECORDS_HELP}"
     options.add_data(parser, text)
-    options.add_split(parser, "with --data: which records to compare on")
-    options.add_batch_size(parser, "with --data: sequences per batch", default=4)
-    text = "with --data: number of batches, but at least one of each domain; 0 scores all"
-    parser.add_argument("--max-batches", type=int, default=0, metavar="N", help=text)
+    options.add_split(parser, "with --data: which records to compare on (default: held_out)", default=None)
+    options.add_batch_size(parser, "with --data: sequences per batch (default: 4)", default=None)
+    text = "with --data: number of batches, but at least one of each domain (default: all)"
+    parser.add_argument("--max-batches", type=int, metavar="N", help=text)
     options.add_json(parser)
     options.add_verbose(parser)
     parser.set_defaults(run=_run)
@@ -40,14 +40,18 @@ def _run(args: Namespace) -> int:
     from pangu_ms.checkpoint.quantized import quantize
     from pangu_ms.checkpoint.store import open_checkpoint
 
-    if args.max_batches and not args.data:
-        raise ConfigError(f"--max-batches {args.max_batches}: is an option of --data; add --data, or leave it out")
+    of_data = {"max-batches": args.max_batches, "split": args.split, "batch-size": args.batch_size}
+    for name, value in of_data.items():
+        if value is not None and not args.data:
+            raise ConfigError(f"--{name} {value}: is an option of --data; add --data, or leave it out")
     runtime.quiet(args.verbose)
     checkpoint, progress = open_checkpoint(args.checkpoint), not args.json
     if args.data:
         from pangu_ms.eval.quantized import Comparison
 
-        comparison = Comparison(checkpoint, args.data, args.split, args.batch_size, args.max_batches, progress)
+        batch_size = 4 if args.batch_size is None else args.batch_size
+        sizes = batch_size, args.max_batches or 0
+        comparison = Comparison(checkpoint, args.data, args.split or "held_out", *sizes, progress)
     result = quantize(checkpoint, args.output, args.weights, progress)
     if args.data:
         result |= comparison.measure(open_checkpoint(args.output))

@@ -10,6 +10,7 @@ from pangu_ms.core.console import tell
 from pangu_ms.core.parser import Parser
 from pangu_ms.export.kernels import announcement
 from pangu_ms.export.package import Package, read_key
+from pangu_ms.infer.decoder import Decoder
 from pangu_ms.infer.generate import Generator
 
 
@@ -38,6 +39,7 @@ def main(argv: list[str], package: str | None = None) -> int:
 
 
 def _run(args: Namespace) -> int:
+    options.require_threads(args)
     sampling = options.sampling_config(args)
     prompts = read_prompts(args, sampling)
     key = read_key(args.key_file)
@@ -49,13 +51,19 @@ def _run(args: Namespace) -> int:
     opened.shape.require_room([tokenizer.encode_prompt(prompt.text) for prompt in prompts])
     opened.shape.require_beams(max(prompt.sampling.num_beams for prompt in prompts))
     scheduling = options.scheduling(args, tokenizer)
-    kernels = opened.kernels if args.allow_kernels else None
     if args.allow_kernels:
-        tell(announcement(args.package, kernels))
-    with open_answers(args, prompts, opened.digest + (" with kernels" if kernels else "")) as answers:
-        runtime.quiet(args.verbose)
+        tell(announcement(args.package, opened.kernels))
+    runtime.quiet(args.verbose)
+
+    def load() -> Decoder:
         options.use_threads(args)
         runtime.start(opened.manifest["target"])
-        generator = Generator(opened.decoder(key, args.allow_kernels), tokenizer, **scheduling)
+        return opened.decoder(key, args.allow_kernels)
+
+    # The file of --output says whether kernels computed it, which is known when they are loaded.
+    decoder = load() if args.allow_kernels and opened.kernels else None
+    model = opened.digest + (" with kernels" if decoder and decoder.with_kernels else "")
+    with open_answers(args, prompts, model) as answers:
+        generator = Generator(decoder or load(), tokenizer, **scheduling)
         generate_and_print(generator, prompts, args.stream, args.json, answers)
     return 0

@@ -110,6 +110,7 @@ def build_parser() -> Parser:
     text = "write these objects to this file; the same command goes on where it was interrupted"
     parser.add_argument("--output", type=Path, action=NewFile, metavar="FILE", help=text)
     options.add_weights(parser)
+    options.add_cache_dtype(parser)
     options.add_own_tokenizer(parser)
     options.add_domain(parser, "domain of the lines that name none (default: the model's own default)")
     options.add_verbose(parser)
@@ -145,11 +146,13 @@ def _run(args: Namespace) -> int:
         domain = domains.index(_domain(line, args.domain, domains), f"{line.place}: ")
         items.append(line.item(tokenizer, config.model.seq_length, domain))
     model = [checkpoint.manifest, config_to_dict(config)["model"], args.weights, tokenizer.fingerprint]
+    model += [args.cache_dtype] if args.cache_dtype else []
     header = {"model": files.sha256_json(model), "items": files.sha256_json([asdict(item) for item in items])}
     keys = [(index,) for index in range(len(items))]
     called = ("scores", "items")
     with ResultFile(args.output, keys, header, ("index",), called) if args.output else nullcontext() as results:
-        scorer = load_scorer(checkpoint, items, tokenizer, config, args.weights, [line.place for line in lines])
+        places = [line.place for line in lines]
+        scorer = load_scorer(checkpoint, items, tokenizer, config, args.weights, places, args.cache_dtype)
         _score_and_print(scorer, lines, items, results, args)
     return 0
 

@@ -66,6 +66,7 @@ def add_model(parser: Parser, chunk: int, nargs: str | None = None) -> None:
     parser.add_argument("--max-length", type=int, default=0, metavar="N", help=text)
     options.add_threads(parser)
     options.add_weights(parser)
+    options.add_cache_dtype(parser)
     options.add_own_tokenizer(parser)
     text = "auto (the tokenizer's own, openPangu's or a plain one), openpangu, plain, or a file of Jinja2"
     parser.add_argument("--chat-template", default="auto", metavar="FILE", help=text)
@@ -149,7 +150,7 @@ def _require_checkpoint(args: Namespace, paths: Iterable[Path]) -> None:
     if not all(is_package(path) for path in paths):
         return
     plain = build_parser()
-    for name in ("slots", "chunk", "max_length", "weights", "tokenizer", "overrides"):
+    for name in ("slots", "chunk", "max_length", "weights", "cache_dtype", "tokenizer", "overrides"):
         value, default = getattr(args, name), plain.get_default(name)
         if (value or default) and value != default:
             option = value[0] if name == "overrides" else f"--{name.replace('_', '-')} {value}"
@@ -195,6 +196,7 @@ def _open(args: Namespace, name: str, path: Path) -> "ServedModel":
             args.weights,
             args.tokenizer,
             args.chat_template,
+            args.cache_dtype,
         )
     scheduling = options.scheduling(args, model.tokenizer)
     if isinstance(scheduling["predictor"], OwnAnswer):

@@ -232,7 +232,9 @@ class Package:
             file.write_bytes(encrypted(model, key, mode))
             cell = self._load(file, key)
         self._fill(cell, weights, key)
-        return self._decoder(cell)
+        decoder = self._decoder(cell)
+        decoder.with_kernels = True
+        return decoder
 
     def _load(self, graph: Path, key: bytes | None) -> Any:
         """The cell of a MindIR file."""

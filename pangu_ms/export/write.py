@@ -36,7 +36,7 @@ from pangu_ms.export.replay import digest, read_replay
 from pangu_ms.export.signature import SIGNATURE, read_signing_key, sign
 from pangu_ms.infer.cached_model import CachedModel
 from pangu_ms.infer.decoder import Decoder, GraphShape
-from pangu_ms.infer.load import STORED, domains_of, load_decoder, load_tokenizer, weights_of
+from pangu_ms.infer.load import STORED, cache_dtype_of, domains_of, load_decoder, load_tokenizer, weights_of
 from pangu_ms.infer.packed_model import PackedMatrix
 from pangu_ms.models.common.config import ModelConfig
 
@@ -47,9 +47,10 @@ VERIFIED_STEPS = 32
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 2e-1}
 """Largest accepted difference of a logit, by compute dtype. On a CPU the checkpoint runs our own kernels, and the
 package runs MindSpore's operators, which round differently."""
-INT8_TOLERANCE = 0.5
-"""The same for MindSpore's operators with int8, in standard deviations of the logits: where two graphs round an
-activation to different integers, they go on apart by what int8 itself is wrong by. A wrong graph is above 4."""
+ROUNDED_TOLERANCE = 0.5
+"""The same for MindSpore's operators with int8 weights or a narrower cache, in standard deviations of the logits: where
+two graphs round an activation, a key or a value to different numbers, they go on apart by what rounding itself is wrong
+by. A wrong graph is above 4."""
 ENCRYPTION_MODE = "AES-GCM"
 # All modules that running a package needs. None is model code: `models`, `config`, `train` and `checkpoint` stay out.
 RUNNER_MODULES = (
@@ -120,6 +121,7 @@ def export_package(
     sign_key: Path | None = None,
     weights: str = "",
     with_kernels: bool = True,
+    cache_dtype: str = "",
 ) -> dict[str, Any]:
     """Write a package atomically, after it was verified in a separate process.
 
@@ -133,6 +135,7 @@ def export_package(
         sign_key: PEM file of a private key to sign the manifest with.
         weights: dtype of packed weights, see infer/packed_model.py; empty: they are not packed.
         with_kernels: whether the package gets our kernels' sources and a graph that calls them, if it is for a CPU.
+        cache_dtype: see `cache_dtype_of`.
 
     Returns:
         The manifest.
@@ -147,7 +150,13 @@ def export_package(
     weights = weights_of(checkpoint, config, weights or checkpoint.quantized or STORED)
     if sign_key:
         read_signing_key(sign_key)  # an unusable key fails here, before the slow export
-    decoder = load_decoder(checkpoint, shape, config, weights or STORED)
+    cache_dtype = cache_dtype_of(config, cache_dtype)
+    if cache_dtype == "bfloat16" and config.runtime.device == "CPU":
+        raise ExportError(
+            "--cache-dtype bfloat16: MindSpore's own operators, which every package has, cannot write to such a cache"
+            " on a CPU; use float16"
+        )
+    decoder = load_decoder(checkpoint, shape, config, weights or STORED, cache_dtype=cache_dtype)
     assert isinstance(decoder.graph, CachedModel), "load_decoder builds one"
     # The trial runs before the export, which could change the model.
     trial = Trial.run(decoder, config.model.vocab_size)
@@ -165,9 +174,11 @@ def export_package(
             directory / "requirements.txt", "".join(f"{name}=={metadata.version(name)}\n" for name in needed)
         )
         manifest = _description(checkpoint, config, shape, ENCRYPTION_MODE if key else "", weights)
+        manifest |= {"cache_dtype": cache_dtype} if cache_dtype else {}
         manifest["files"] = file_entries(directory)
         files.write_json(directory / MANIFEST, sealed(manifest))  # the verifying process opens the package with it
-        manifest["verified"] = verify(trial, checkpoint, directory, config.model, key_file, packed, held, weights)
+        rounds = weights == "int8" or cache_dtype != ""
+        manifest["verified"] = verify(trial, checkpoint, directory, config.model, key_file, packed, held, rounds)
         files.write_json(directory / MANIFEST, sealed(manifest))
         if sign_key:
             files.write_bytes(directory / SIGNATURE, sign((directory / MANIFEST).read_bytes(), sign_key))
@@ -334,7 +345,7 @@ def verify(
     key_file: Path | None,
     packed: dict[str, str],
     held: Container[str],
-    weights: str,
+    rounds: bool,
 ) -> dict[str, float]:
     """Compare a package with the checkpoint: each weight, bit for bit, and the logits of the trial. The package runs in
     a separate process.
@@ -347,7 +358,7 @@ def verify(
         key_file: of an encrypted package.
         packed: digests of the weights that are not as in the checkpoint, by name.
         held: names of the checkpoint's tensors that these hold.
-        weights: dtype of those.
+        rounds: whether a step rounds activations, keys or values.
 
     Raises:
         ExportError: a weight is missing or differs, or the difference of a logit exceeds the tolerance.
@@ -365,8 +376,8 @@ def verify(
                 " weights); not exported"
             )
         differences[graph] = float(np.abs(actual - trial.expected).max())
-        loose = weights == "int8" and graph != kernels.DIRECTORY
-        most = INT8_TOLERANCE * deviation if loose else TOLERANCE[model.compute_dtype]
+        loose = rounds and graph != kernels.DIRECTORY
+        most = ROUNDED_TOLERANCE * deviation if loose else TOLERANCE[model.compute_dtype]
         if not differences[graph] <= most:  # `not <=` instead of `>` also refuses NaN
             raise ExportError(
                 f"{directory}: the exported graph's logits differ by {differences[graph]:.3g}; at most {most:.3g} is"

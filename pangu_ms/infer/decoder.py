@@ -95,6 +95,8 @@ class Decoder:
         self._compiling = compiling
         self._repeat: dict[int, Callable[..., Any]] = {}
         """What calls the compiled graphs, by their rows with logits."""
+        self.with_kernels = False
+        """Whether the graph is that of a package which calls the package's own kernels."""
         self.lengths = np.zeros(shape.batch_size, np.int32)
         self._domain_of_slot = np.zeros(shape.batch_size, np.int32)
 

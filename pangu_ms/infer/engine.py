@@ -167,8 +167,9 @@ class Engine:
     ) -> "list[ContinuationScore]":
         """The log-probabilities of continuations of a prefix, between two steps, in a free slot; see `Scorer.score`.
 
-        The first call compiles graphs of its own. Many items are scored faster by a Scorer, which computes a prefix
-        that several of them share once.
+        The first call compiles graphs of its own. Whole chunks of the prefix that a slot holds are copied, as those of
+        prompts are, and what was scored is kept for further prefixes and prompts. Many items are scored faster by a
+        Scorer, which puts them in order first.
 
         Raises:
             GenerationError: no slot is free; see also `Scorer.score_all`.
@@ -178,11 +179,23 @@ class Engine:
         free = [slot for slot, running in enumerate(self.table.slots) if running is None]
         if not free:
             raise GenerationError("score: requests run in all slots; score when one has ended, or use more slots")
-        self._scorer = self._scorer or Scorer(self.decoder, self.tokenizer)
-        self._scorer.forget(free[0])
-        if self.prefixes:
-            self.prefixes.forget(free[0])
-        return self._scorer.score(prefix, continuations, domain)
+        scorer = self._scorer = self._scorer or Scorer(self.decoder, self.tokenizer)
+        slot = free[0]
+        scorer.forget(slot)
+        if not self.prefixes:
+            return scorer.score(prefix, continuations, domain)
+        domain = self._index_of(domain)
+        source, length = self.prefixes.find(prefix, domain)
+        self.prefixes.forget(slot)
+        if length:
+            self.decoder.copy([source], [slot], length)
+            scorer.hold(prefix[:length], domain)
+        scores = scorer.score(prefix, continuations, domain)
+        self.prefixes.start(slot, domain)
+        self.prefixes.append(slot, scorer.held)
+        self.prefixes.prompt_tokens += len(prefix)
+        self.prefixes.reused_tokens += length
+        return scores
 
     def _plan(self) -> StepPlan:
         """The next step's plan, whose admissions are carried out."""
@@ -202,7 +215,7 @@ class Engine:
         request = continuation.request
         self.decoder.start(running.slot, request.domain)
         if self.prefixes:
-            self.prefixes.start(running.slot, request.domain)
+            self.prefixes.start(running.slot, self._index_of(request.domain))
         if running.generated:
             self.decoder.restore(running.slot, self._kept.pop(running.id))
             if self.prefixes:
@@ -221,7 +234,7 @@ class Engine:
         request = continuation.request
         if request.prompt_logprobs >= 0:  # each token's logits are wanted
             return False
-        source, length = self.prefixes.find(request.prompt, request.domain, running.slot)
+        source, length = self.prefixes.find(request.prompt, self._index_of(request.domain), running.slot)
         if length <= running.prefilled:
             return False
         self.decoder.copy([source], [running.slot], length)
@@ -230,6 +243,10 @@ class Engine:
         continuation.cached_tokens = length
         self.table.skip_to(running.slot, length)
         return True
+
+    def _index_of(self, domain: int | None) -> int:
+        """A domain's index; None stands for the default domain."""
+        return self.decoder.domains.index() if domain is None else domain
 
     def _chunk_of(self, plan: StepPlan) -> tuple[int, tuple[int, ...]] | None:
         if not plan.prefill:

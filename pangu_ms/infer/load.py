@@ -39,6 +39,7 @@ def load_decoder(
     config: RunConfig | None = None,
     weights: str = "",
     generates: bool = True,
+    cache_dtype: str = "",
 ) -> Decoder:
     """Build and compile the model of a checkpoint, with a KV cache.
 
@@ -48,24 +49,25 @@ def load_decoder(
         config: device and dtype; by default the checkpoint's own configuration.
         weights: see `weights_of`.
         generates: False compiles nothing, for a Scorer, which has graphs of its own.
+        cache_dtype: see `cache_dtype_of`.
 
     Raises:
         CheckpointError: names or shapes of the tensors are not those of the configuration, or a quantized checkpoint
             has its weights in another dtype.
-        GenerationError: weights and cache do not fit in the memory of a CPU.
+        GenerationError: weights and cache do not fit in the memory of a CPU, or there is no such cache.
     """
     from pangu_ms.infer.cached_model import CachedModel
     from pangu_ms.models.common.layers import CacheShape
 
     config = config or checkpoint.config()
-    weights, model = weights_of(checkpoint, config, weights), config.model
-    if config.runtime.device == "CPU" and model.compute_dtype == "bfloat16":
-        # On a CPU MindSpore has no kernel that writes to a bfloat16 cache.
+    weights, model = weights_of(checkpoint, config, weights), _computed_model(config)
+    if model.compute_dtype != config.model.compute_dtype:
         log.info("generation on a CPU computes in float32")
-        model = dataclasses.replace(model, compute_dtype="float32")
-    _require_memory(config, shape, weights)
+    cache_dtype = cache_dtype_of(config, cache_dtype)
+    _require_memory(config, shape, weights, cache_dtype)
     runtime.start(config.runtime.device)
-    graph = CachedModel(model, CacheShape(shape.batch_size, shape.capacity))
+    _require_writable(cache_dtype)
+    graph = CachedModel(model, CacheShape(shape.batch_size, shape.capacity, cache_dtype))
     if weights:
         from pangu_ms.infer.packed_model import fill_packed, pack_cells
 
@@ -78,6 +80,7 @@ def load_decoder(
         "model": config_to_dict(config)["model"],
         "shape": vars(shape),
         "weights": weights,
+        "cache dtype": cache_dtype,
         "device": config.runtime.device,
     }
     all_logits = identity | {"graph": "append to slots, with all logits"}
@@ -112,13 +115,56 @@ def weights_of(checkpoint: store.Checkpoint, config: RunConfig, asked: str = "")
     return asked or checkpoint.quantized or ("float32" if config.runtime.device == "CPU" else "")
 
 
-def _require_memory(config: RunConfig, shape: GraphShape, weights: str, searches_beams: bool = False) -> None:
-    """Raise GenerationError if generating does not fit in the memory of a CPU, which has no bfloat16 cache."""
+def _computed_model(config: RunConfig) -> ModelConfig:
+    """The model in the dtype that generation has: on a CPU float32 in place of bfloat16, for which MindSpore lacks
+    operators there."""
+    if config.runtime.device != "CPU" or config.model.compute_dtype != "bfloat16":
+        return config.model
+    return dataclasses.replace(config.model, compute_dtype="float32")
+
+
+def cache_dtype_of(config: RunConfig, asked: str = "") -> str:
+    """The dtype of cached keys and values: "" is that in which generation computes, and so is its name.
+
+    Args:
+        config: says in which dtype generation computes.
+        asked: "float16" and "bfloat16" halve a cache of float32.
+
+    Raises:
+        GenerationError: the cache cannot have this dtype.
+    """
+    computed = _computed_model(config).compute_dtype
+    if asked in ("", computed):
+        return ""
+    if asked in ("float16", "bfloat16") and computed == "float32":
+        return asked
+    raise GenerationError(
+        f"--cache-dtype {asked}: generation computes in {computed} here, and keeps keys and values so; leave it out"
+    )
+
+
+def _require_writable(cache_dtype: str) -> None:
+    """Raise GenerationError if nothing here can write to a cache of this dtype."""
+    import mindspore as ms
+
+    import ascend_ops
+
+    chosen = ascend_ops.choose("cached_attention")
+    if cache_dtype == "bfloat16" and ms.get_context("device_target") == "CPU" and chosen.backend != "cpu":
+        raise GenerationError(
+            f"--cache-dtype bfloat16: only our CPU kernels can write to such a cache, which are not used here"
+            f" ({chosen.reason}); use float16"
+        )
+
+
+def _require_memory(
+    config: RunConfig, shape: GraphShape, weights: str, cache_dtype: str, searches_beams: bool = False
+) -> None:
+    """Raise GenerationError if generating does not fit in the memory of a CPU."""
     if config.runtime.device != "CPU":
         return
-    dtype = "float32" if config.model.compute_dtype == "bfloat16" else config.model.compute_dtype
-    model = dataclasses.replace(config.model, compute_dtype=dtype)
-    memory = ServingMemory(model, shape.batch_size, shape.capacity, shape.chunk, weights, searches_beams)
+    sizes = shape.batch_size, shape.capacity, shape.chunk
+    memory = ServingMemory(_computed_model(config), *sizes, weights, searches_beams, cache_dtype)
     memory.require_fitting(available_memory())
 
 
@@ -153,6 +199,7 @@ def load_generator(
     tokenizer: Path | str | None = None,
     config: RunConfig | None = None,
     weights: str = "",
+    cache_dtype: str = "",
     **scheduling: Any,
 ) -> Generator:
     """A Generator whose cache has just enough room for these prompts and their continuations.
@@ -165,6 +212,7 @@ def load_generator(
         tokenizer: path of a tokenizer; by default the checkpoint's own.
         config: device and dtype; by default the checkpoint's own configuration.
         weights: see `weights_of`.
+        cache_dtype: see `cache_dtype_of`.
         scheduling: further arguments of Generator; a slot has room for what a predictor asks of the model.
 
     Raises:
@@ -183,8 +231,10 @@ def load_generator(
     longest = max(len(one) + max(prompt.sampling.max_new_tokens, asked) for one, prompt in zip(ids, prompts))
     shape = GraphShape.fitting(config.model.seq_length, beams if beams > 1 else slots, longest, chunk)
     shape.require_room(ids)
-    _require_memory(config, shape, weights_of(checkpoint, config, weights), beams > 1)
-    return Generator(load_decoder(checkpoint, shape, config, weights), loaded, **scheduling)
+    cached = cache_dtype_of(config, cache_dtype)
+    _require_memory(config, shape, weights_of(checkpoint, config, weights), cached, beams > 1)
+    decoder = load_decoder(checkpoint, shape, config, weights, cache_dtype=cache_dtype)
+    return Generator(decoder, loaded, **scheduling)
 
 
 def load_scorer(
@@ -194,9 +244,11 @@ def load_scorer(
     config: RunConfig | None = None,
     weights: str = "",
     places: Sequence[str] = (),
+    cache_dtype: str = "",
 ) -> Scorer | WindowScorer:
     """What scores these items fastest: a WindowScorer if all of them are texts and the logits of a window fit into
-    memory, else a Scorer, whose cache has room for the longest of them, or for the model's context.
+    memory, else a Scorer, whose cache has room for the longest of them, or for the model's context. With a
+    `cache_dtype` it is always a Scorer: a WindowScorer has no cache.
 
     Args:
         checkpoint: the model.
@@ -205,24 +257,26 @@ def load_scorer(
         config: device and dtype; by default the checkpoint's own configuration.
         weights: see `weights_of`.
         places: how messages name the items; by default by their numbers.
+        cache_dtype: see `cache_dtype_of`.
 
     Raises:
         GenerationError: an item cannot be scored, see `Scorer.score_all`. This is found before the model is built.
     """
     config = config or checkpoint.config()
-    packed = weights_of(checkpoint, config, weights)
+    packed, cached = weights_of(checkpoint, config, weights), cache_dtype_of(config, cache_dtype)
     window, domains = config.model.seq_length, domains_of(config.model)
     for item, place in zip(items, places or [f"item {number}" for number in range(1, len(items) + 1)]):
         require_scorable(item, place, window, tokenizer, domains)
     longest = min(max((item.longest() for item in items), default=1), window)
     # A power of two, so that commands with other items find the graphs in the compile cache.
     length = min(max(64, 1 << (longest - 1).bit_length()), window)
-    texts = all(item.is_text for item in items) and length * config.model.vocab_size <= MOST_LOGITS
+    texts = not cache_dtype and all(item.is_text for item in items) and length * config.model.vocab_size <= MOST_LOGITS
     identity = {
         "graph": "score texts" if texts else "score",
         "model": config_to_dict(config)["model"],
         "length": length,
         "weights": packed,
+        "cache dtype": cached,
         "device": config.runtime.device,
     }
 
@@ -233,7 +287,7 @@ def load_scorer(
         graph = _whole_windows(checkpoint, config, packed)
         return WindowScorer(graph, tokenizer, length, domains, compiling)
     shape = GraphShape.fitting(window, 1, length, LARGE)
-    decoder = load_decoder(checkpoint, shape, config, weights, generates=False)
+    decoder = load_decoder(checkpoint, shape, config, weights, generates=False, cache_dtype=cache_dtype)
     return Scorer(decoder, tokenizer, compiling=compiling)
 
 
@@ -242,9 +296,7 @@ def _whole_windows(checkpoint: store.Checkpoint, config: RunConfig, weights: str
     from pangu_ms.models.build import build_model
     from pangu_ms.models.common.loss import TokenLogprobs
 
-    model = config.model
-    if config.runtime.device == "CPU" and model.compute_dtype == "bfloat16":
-        model = dataclasses.replace(model, compute_dtype="float32")
+    model = _computed_model(config)
     runtime.start(config.runtime.device)
     graph = TokenLogprobs(build_model(model))
     if weights:

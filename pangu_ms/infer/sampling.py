@@ -88,56 +88,84 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-def keep_top_k(logits: np.ndarray, k: int) -> np.ndarray:
-    """Set all but the k largest logits [V] to -inf; logits equal to the k-th largest are kept too. k = 0 keeps all."""
+def top_k_ids(logits: np.ndarray, k: int) -> np.ndarray:
+    """Indices of the k largest logits [V], ascending; those of logits equal to the k-th largest too. k = 0 keeps
+    all."""
     if k == 0 or k >= logits.size:
-        return logits
-    return np.where(logits >= np.partition(logits, -k)[-k], logits, -np.inf)
+        return np.arange(logits.size)
+    whole = logits.size // _BLOCK * _BLOCK
+    if whole >= _BLOCK * k:
+        # The k-th largest of the blocks' largest is at most the k-th largest of all.
+        blocks = logits[:whole].reshape(-1, _BLOCK).max(1)
+        ids = np.flatnonzero(logits >= np.partition(blocks, -k)[-k])
+        logits = logits[ids]
+        return ids[logits >= np.partition(logits, -k)[-k]]
+    return np.flatnonzero(logits >= np.partition(logits, -k)[-k])
 
 
-def keep_top_p(logits: np.ndarray, p: float) -> np.ndarray:
-    """Keep the fewest largest logits [V] whose probabilities add up to at least p; set all others to -inf. Of equal
-    logits the first ones are kept."""
-    if p >= 1:
-        return logits
-    kept = _largest_by_bins(logits, p) if logits.size >= _MANY else None
-    if kept is None:
+def top_p_ids(logits: np.ndarray, weights: np.ndarray, p: float) -> np.ndarray:
+    """Indices, ascending, of the fewest largest logits [V] whose probabilities add up to at least p; of equal logits
+    the first ones.
+
+    Args:
+        logits: float64, of which the largest is 0.
+        weights: their exponentials.
+        p: below 1.
+    """
+    found = _top_p_of_likely(logits, weights, p)
+    if found is None:
         order = np.argsort(-logits, kind="stable")
         cumulative = np.cumsum(np.exp(log_softmax(logits))[order])
-        kept = np.zeros(logits.size, bool)
-        kept[order[: np.searchsorted(cumulative, p) + 1]] = True
-    return np.where(kept, logits, -np.inf)
+        found = order[: np.searchsorted(cumulative, p) + 1]
+    return np.sort(found)
 
 
-_MANY = 4096  # logits from which bins take less time than sorting
+_BLOCK = 256
+_MANY = 2048  # logits from which bins take less time than sorting
 _BINS = 2048
 _RANGE = 32.0  # of logits below the largest in bins of equal width; the last bin has what is smaller
 _ROUNDING = 1e-10  # bound of what the order of a sum of some 100,000 probabilities can change
 
 
-def _largest_by_bins(logits: np.ndarray, p: float) -> np.ndarray | None:
-    """What `keep_top_p` keeps, as a mask, by sorting only the bin in which the sum reaches p. None if the sum comes so
-    close to p that the order of summation could decide."""
-    below = logits.max() - logits
-    width = min(float(below.max()), _RANGE) / (_BINS - 1)
-    if width == 0:
-        return None
-    weights = np.exp(-below)
-    below /= width
-    bins = np.minimum(below, _BINS - 1, out=below).astype(np.int64)
-    sums = np.cumsum(np.bincount(bins, weights, _BINS))
-    goal = p * sums[-1]
-    last = int(np.searchsorted(sums, goal))
-    members = np.flatnonzero(bins == last)
+def _top_p_of_likely(logits: np.ndarray, weights: np.ndarray, p: float) -> np.ndarray | None:
+    """What `top_p_ids` finds, in any order, by sorting few of the likeliest. None if the sum comes so close to p that
+    the order of summation could decide."""
+    total = weights.sum()
+    goal = p * total
+    # All V tokens below this weight have less than 1 - p together: they are none of the fewest.
+    likely = np.flatnonzero(weights >= (1 - p) * total / weights.size * (1 - 1e-9))
+    logits, weights = logits[likely], weights[likely]
+    certain, before, members = likely[:0], 0.0, np.arange(likely.size)
+    width = min(float(-logits.min()), _RANGE) / (_BINS - 1)
+    if likely.size >= _MANY and width > 0:
+        bins = np.minimum(logits / -width, _BINS - 1).astype(np.int64)
+        sums = np.cumsum(np.bincount(bins, weights, _BINS))
+        last = min(int(np.searchsorted(sums, goal)), _BINS - 1)
+        certain, before = likely[bins < last], sums[last - 1] if last else 0.0
+        members = np.flatnonzero(bins == last)
     members = members[np.argsort(-logits[members], kind="stable")]
-    cumulative = np.cumsum(np.concatenate(([sums[last - 1] if last else 0.0], weights[members])))
+    cumulative = before + np.concatenate(([0.0], np.cumsum(weights[members])))
     count = int(np.searchsorted(cumulative, goal))
     around = cumulative[max(count - 1, 0) : count + 1]
-    if around.size < 2 or np.abs(around - goal).min() < _ROUNDING * sums[-1]:
+    if around.size < 2 or np.abs(around - goal).min() < _ROUNDING * total:
         return None
-    kept = bins < last
-    kept[members[:count]] = True
-    return kept
+    return np.concatenate((certain, likely[members[:count]]))
+
+
+def draw(weights: np.ndarray, share: float) -> int:
+    """The first index at which the sum of weights [n] exceeds `share`, 0 to below 1, of the whole. Its weight is not
+    0."""
+    whole = weights.size // _BLOCK * _BLOCK
+    sums = np.append(weights[:whole].reshape(-1, _BLOCK).sum(1), weights[whole:].sum())
+    ends = np.cumsum(sums)
+    goal = share * ends[-1]
+    # Rounding may bring the goal to the end of all.
+    block = min(int(np.searchsorted(ends, goal, side="right")), int(np.flatnonzero(sums)[-1]))
+    begin = block * _BLOCK
+    inside = weights[begin : begin + _BLOCK] if block < sums.size - 1 else weights[begin:]
+    positive = np.flatnonzero(inside)
+    cumulative = np.cumsum(inside[positive]) + (ends[block - 1] if block else 0.0)
+    return begin + int(positive[min(int(np.searchsorted(cumulative, goal, side="right")), positive.size - 1)])
 
 
 class GuideError(GenerationError):
@@ -181,39 +209,46 @@ class Sampler:
         self.random = np.random.default_rng([self.config.seed, self.index, *([self.sample] if self.sample else [])])
 
     def penalized(self, logits: np.ndarray) -> np.ndarray:
-        """Logits [V] after the three penalties.
+        """Logits [V] after the three penalties; without one the same array.
 
         Raises:
             GenerationError: a logit is not finite.
         """
         config = self.config
-        if not np.isfinite(logits).all():
+        if not (math.isfinite(logits.max()) and math.isfinite(logits.min())):
             where = f"prompt {self.index + 1}: the model's logits behind {len(self.generated)} new tokens"
             found = logits[~np.isfinite(logits)][0]
             advice = "use another checkpoint, or float32 (model.compute_dtype=float32)"
             raise GenerationError(
                 f"{where} hold {found}; they must be numbers; the weights are damaged or overflow: {advice}"
             )
+        counted = bool(self.generated) and (config.frequency_penalty != 0 or config.presence_penalty != 0)
+        if config.repetition_penalty == 1 and not counted:
+            return logits
         logits = logits.astype(np.float64)
         if config.repetition_penalty != 1:
             # Each token once, however often it occurred.
             seen = np.unique(np.array(self.prompt + self.generated, np.int64))
             values = logits[seen]
             logits[seen] = np.where(values > 0, values / config.repetition_penalty, values * config.repetition_penalty)
-        if self.generated and (config.frequency_penalty or config.presence_penalty):
+        if counted:
             tokens, counts = np.unique(self.generated, return_counts=True)
             logits[tokens] -= config.frequency_penalty * counts + config.presence_penalty
         return logits
 
     def _restricted(self, logits: np.ndarray) -> np.ndarray:
         """Logits [V] with the bias; -inf where a token may not come."""
+        ends_later = bool(self.stop_ids) and len(self.generated) < self.config.min_new_tokens
+        if not (self.config.logit_bias or self.guide or ends_later):
+            return logits
+        logits = logits.astype(np.float64)
         if self.config.logit_bias:
             logits[self._biased[0]] += self._biased[1]
         if self.guide:
             allowed = self.guide.allowed()
             logits[: allowed.size][~allowed] = -np.inf
             logits[allowed.size :] = -np.inf
-        if self.stop_ids and len(self.generated) < self.config.min_new_tokens:
+        if ends_later:
             others = np.delete(logits, list(self.stop_ids))
             if others.max(initial=-np.inf) > -np.inf:  # a guide may leave nothing but the end
                 logits[list(self.stop_ids)] = -np.inf
@@ -222,19 +257,21 @@ class Sampler:
     def choose(self, logits: np.ndarray) -> int:
         """Choose the next token from logits [V], and remember it."""
         logits = self._restricted(self.penalized(logits))
-        if self.config.temperature == 0:
-            token = int(logits.argmax())
-        else:
-            logits = keep_top_p(keep_top_k(logits / self.config.temperature, self.config.top_k), self.config.top_p)
-            token = self._draw(logits)
+        token = int(logits.argmax()) if self.config.temperature == 0 else self._draw(logits)
         self.generated.append(token)
         if self.guide:
             self.guide.accept(token)
         return token
 
     def _draw(self, logits: np.ndarray) -> int:
-        """Draw what `self.random.choice` draws of all V probabilities, from those that are not 0: in less time."""
-        possible = np.flatnonzero(logits > -np.inf)
-        cumulative = np.cumsum(np.exp(log_softmax(logits[possible])))
-        cumulative /= cumulative[-1]
-        return int(possible[np.searchsorted(cumulative, self.random.random(), side="right")])
+        """Draw what `self.random.choice` draws of the probabilities of all V tokens, in less time."""
+        config = self.config
+        ids = top_k_ids(logits, config.top_k) if config.top_k else None
+        scaled = np.divide(logits if ids is None else logits[ids], config.temperature, dtype=np.float64)
+        scaled -= scaled.max()
+        weights = np.exp(scaled)
+        if config.top_p < 1:
+            kept = top_p_ids(scaled, weights, config.top_p)
+            ids, weights = kept if ids is None else ids[kept], weights[kept]
+        index = draw(weights, self.random.random())
+        return index if ids is None else int(ids[index])

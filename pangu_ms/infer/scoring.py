@@ -241,8 +241,16 @@ class Scorer:
     def forget(self, slot: int | None = None) -> None:
         """Take it that the slot holds nothing of use; or take another slot."""
         self.slot = self.slot if slot is None else slot
-        self._held: list[int] = []
-        self._domain: int | None = None
+        self.hold((), None)
+
+    def hold(self, tokens: Ids, domain: int | None) -> None:
+        """Take it that the slot holds these tokens of a sequence of this domain."""
+        self._held, self._domain = list(tokens), domain
+
+    @property
+    def held(self) -> list[int]:
+        """What the slot holds."""
+        return self._held
 
     def score(self, prefix: Ids, continuations: Iterable[Ids], domain: int | None = None) -> list[ContinuationScore]:
         """The score of each continuation of one prefix; see `score_all`."""
@@ -288,7 +296,7 @@ class Scorer:
         if begin == 0:
             self.decoder.start(self.slot, domain)
         self.decoder.lengths[self.slot] = begin
-        self._held, self._domain = inputs, domain
+        self.hold(inputs, domain)
         self.counts.reused_tokens += begin
         logprobs, best = [], []
         for piece in _pieces(begin, first, len(inputs)):

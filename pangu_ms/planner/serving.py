@@ -17,11 +17,12 @@ class ServingMemory:
     Weights and cache are exact. The step is an upper bound of the largest tensors of one step.
 
     Attributes:
-        model: the model; its cache has the compute dtype.
+        model: the model.
         slots: sequences at a time.
         capacity: the most tokens of a sequence.
         chunk: prompt tokens of a step.
         weights: dtype of packed matrices (infer/packed_model.py); empty: they are not packed.
+        cache_dtype: of cached keys and values; empty: the compute dtype.
         searches_beams: whether every slot is a beam, whose scores the host computes in float64.
     """
 
@@ -31,6 +32,7 @@ class ServingMemory:
     chunk: int
     weights: str = ""
     searches_beams: bool = False
+    cache_dtype: str = ""
 
     @property
     def weights_bytes(self) -> int:
@@ -51,11 +53,14 @@ class ServingMemory:
         return f"{size} * matrices, packed, with their scales, + 4 * other parameters"
 
     @property
+    def _cache_element_bytes(self) -> int:
+        return DTYPE_BYTES[self.cache_dtype or self.model.compute_dtype]
+
+    @property
     def slot_bytes(self) -> int:
         """Keys and values of all layers for the tokens of one sequence, and a row that nobody reads."""
         width = self.model.num_kv_heads * self.model.head_dim
-        size = DTYPE_BYTES[self.model.compute_dtype]
-        return 2 * self.model.num_layers * (self.capacity + 1) * width * size
+        return 2 * self.model.num_layers * (self.capacity + 1) * width * self._cache_element_bytes
 
     @property
     def step_bytes(self) -> int:
@@ -80,14 +85,13 @@ class ServingMemory:
 
     def lines(self) -> list[Line]:
         """The items, with their formulas."""
-        size = DTYPE_BYTES[self.model.compute_dtype]
         return [
             Line("weights", self.weights_bytes, self._weights_formula),
             Line(
                 f"cache of {self.slots} slots",
                 self.slots * self.slot_bytes,
                 f"{self.slots} * 2 * {self.model.num_layers} layers * ({self.capacity} + 1) *"
-                f" {self.model.num_kv_heads} heads * {self.model.head_dim} * {size}",
+                f" {self.model.num_kv_heads} heads * {self.model.head_dim} * {self._cache_element_bytes}",
             ),
             Line("a step, at most", self.step_bytes, "8 * (slots * V + (slots + chunk) * F)"),
         ]
@@ -106,8 +110,9 @@ class ServingMemory:
         cache = size_text(self.slots * self.slot_bytes)
         needed = f"{self.slots} slots of {self.capacity} tokens need {cache} beside {size_text(self.weights_bytes)} of"
         room = self.slots_in(free)
+        smaller = ", or a cache of float16 (--cache-dtype)" if self._cache_element_bytes == 4 else ""
         advice = (
-            f"use at most {room} slots (--batch-size or --slots) or beams, or shorter sequences"
+            f"use at most {room} slots (--batch-size or --slots) or beams, or shorter sequences{smaller}"
             if room
             else "use a smaller model, or free some memory"
         )

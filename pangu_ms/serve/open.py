@@ -10,7 +10,7 @@ from pangu_ms.core.console import tell
 from pangu_ms.export.kernels import announcement
 from pangu_ms.export.package import Package
 from pangu_ms.infer.decoder import Decoder, GraphShape
-from pangu_ms.infer.load import domains_of, load_decoder, load_tokenizer, weights_of
+from pangu_ms.infer.load import cache_dtype_of, domains_of, load_decoder, load_tokenizer, weights_of
 from pangu_ms.serve.chat_template import load_chat_template
 from pangu_ms.serve.models import ServedModel
 
@@ -30,6 +30,7 @@ def open_model(
     weights: str,
     tokenizer: str | None,
     chat_template: str,
+    cache_dtype: str = "",
 ) -> ServedModel:
     """A checkpoint that is checked, but not loaded.
 
@@ -43,6 +44,7 @@ def open_model(
         weights: see `weights_of`.
         tokenizer: its path; by default the checkpoint's own.
         chat_template: see `load_chat_template`.
+        cache_dtype: see `cache_dtype_of`.
 
     Raises:
         UserError: something cannot be used.
@@ -50,12 +52,14 @@ def open_model(
     checkpoint = open_checkpoint(path)
     config = checkpoint_config(checkpoint, overrides)
     loaded = load_tokenizer(checkpoint, tokenizer)
-    weights_of(checkpoint, config, weights)  # a dtype that a quantized checkpoint has not is told before all else
+    # Dtypes that cannot be had are told before all else.
+    weights_of(checkpoint, config, weights)
+    cache_dtype_of(config, cache_dtype)
     seq_length = config.model.seq_length
     if max_length > seq_length:
         tell(f"--max-length {max_length}: the model's context has {seq_length} tokens, which is the length")
     shape = GraphShape.fitting(seq_length, slots, max_length or seq_length, chunk)
-    load = functools.partial(load_decoder, checkpoint, shape, config, weights)
+    load = functools.partial(load_decoder, checkpoint, shape, config, weights, cache_dtype=cache_dtype)
     return ServedModel(name, loaded, shape, domains_of(config.model), load_chat_template(chat_template, loaded), load)
 
 

@@ -13,7 +13,7 @@ from mindspore import Tensor, nn
 import ascend_ops
 from ascend_ops import activations, backend, custom, library
 from ascend_ops.checks import RULES
-from ascend_ops.table import FLOATS, KERNELS, OPERATORS, PACKED
+from ascend_ops.table import CACHED, FLOATS, KERNELS, OPERATORS, PACKED
 from tests.ascend_ops.common import forward
 
 FORCE = ("use", "environment")
@@ -261,7 +261,9 @@ def test_registration_has_the_rows_of_the_table(name, target):
     wanted = []
     for t in FLOATS if "T" in used else ("",):
         for p in PACKED if "P" in used else ("",):
-            wanted.append([{"T": t, "P": p}.get(port.dtype, port.dtype) if port else "float32" for port in ports])
+            for c in CACHED[t] if "C" in used else ("",):
+                meant = {"T": t, "P": p, "C": c}
+                wanted.append([meant.get(port.dtype, port.dtype) if port else "float32" for port in ports])
     assert rows == wanted
 
 

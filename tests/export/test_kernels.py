@@ -1,5 +1,6 @@
 """Our kernels in a package: they compute what the checkpoint does, and only where the user allows it."""
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -116,6 +117,28 @@ def test_without_a_compiler_the_package_runs_with_one_warning(package, tmp_path,
     assert len(caplog.messages) == 1 and caplog.messages[0].startswith("no-such-compiler: no such C++ compiler")
 
 
+def test_a_file_of_answers_says_whether_kernels_computed_it(package, tmp_path, capsys, monkeypatch):
+    """One without them goes on without --allow-kernels."""
+    made = []
+    monkeypatch.setattr("pangu_ms.cli.run_mindir.generate_and_print", lambda *arguments: None)
+    monkeypatch.setattr(
+        "pangu_ms.cli.run_mindir.open_answers", lambda args, prompts, model: made.append(model) or answers
+    )
+    answers, words = contextlib.nullcontext(), ["run-mindir", str(package), *RUN, "--allow-kernels"]
+    assert main(words) == 0
+    monkeypatch.setenv("ASCEND_OPS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert main(words) == 0
+    digest = Package.open(package).digest
+    assert made == [f"{digest} with kernels", digest]
+
+
+def test_a_number_of_threads_that_is_none_is_told_before_kernels_are_announced(package, capsys):
+    assert main(["run-mindir", str(package), *RUN, "--allow-kernels", "--threads", "-3"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "--threads -3: must be at least 1" in error
+
+
 def test_a_package_without_kernels_runs_and_says_so_in_one_line(without_kernels, capsys):
     assert main(["run-mindir", str(without_kernels), *RUN, "--allow-kernels"]) == 0
     output, error = capsys.readouterr()
@@ -188,13 +211,15 @@ def test_weights_in_files_of_their_own(trained_run, tmp_path, capsys, monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
-def test_packed_weights_in_a_package(trained_run, tmp_path, capsys, monkeypatch, weights):
+@pytest.mark.parametrize(
+    "options",
+    [["--weights", "float32"], ["--weights", "bfloat16"], ["--weights", "int8"], ["--cache-dtype", "bfloat16"]],
+)
+def test_packed_weights_and_narrow_caches_in_a_package(trained_run, tmp_path, capsys, monkeypatch, options):
     replay_in_this_process(monkeypatch)
-    options = [*SHAPE, "--output", str(tmp_path / "p"), "--weights", weights]
-    assert main(["export", str(trained_run), *options]) == 0
+    assert main(["export", str(trained_run), *SHAPE, "--output", str(tmp_path / "p"), *options]) == 0
     capsys.readouterr()
-    assert main(["generate", str(trained_run), *RUN, "--weights", weights]) == 0
+    assert main(["generate", str(trained_run), *RUN, *options]) == 0
     expected = capsys.readouterr().out
     assert main(["run-mindir", str(tmp_path / "p"), *RUN, "--allow-kernels"]) == 0
     assert capsys.readouterr().out == expected

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 
-def make_decoder(config, parameters, batch_size, chunk=5, max_length=None, weights=""):
+def make_decoder(config, parameters, batch_size, chunk=5, max_length=None, weights="", cache_dtype=""):
     """`weights` is the dtype of packed ones; empty: they are not packed."""
     from pangu_ms.infer.cached_model import CachedModel
     from pangu_ms.infer.decoder import Decoder, GraphShape
@@ -11,7 +11,7 @@ def make_decoder(config, parameters, batch_size, chunk=5, max_length=None, weigh
     from pangu_ms.models.common.layers import CacheShape
 
     shape = GraphShape.fitting(config.seq_length, batch_size, max_length or config.seq_length, chunk)
-    model = CachedModel(config, CacheShape(shape.batch_size, shape.capacity))
+    model = CachedModel(config, CacheShape(shape.batch_size, shape.capacity, cache_dtype))
     if weights:
         from pangu_ms.infer.packed_model import fill_packed, pack_cells
 

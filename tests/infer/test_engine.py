@@ -387,6 +387,29 @@ def test_what_was_scored_in_a_slot_is_not_what_it_held_before(decoder):
     assert again.ids == first.ids and again.cached_tokens == 0
 
 
+def test_scores_and_prompts_begin_with_what_was_computed(decoder):
+    """A score that begins like a prompt that runs, another one that begins like it, and a prompt that begins like both:
+    the bits of scores and the tokens are those without the cache."""
+    stem = tuple(range(4, 4 + 2 * CHUNK))
+    items = [((*stem, 5), [[6, 7], [8]]), ((*stem, 9, 10), [[11]])]
+    request = Request((*stem, 12), sampling(1, 5))
+    plain = Engine(decoder, Letters(), prefix_cache=False)
+    expected = [plain.score(*item) for item in items], alone(decoder, request).ids
+    engine = Engine(decoder, Letters())
+    engine.submit(Request((*stem, 13), sampling(0, 9)))
+    for _ in range(4):
+        engine.step()
+    scores = []
+    for item in items:
+        scores.append(engine.score(*item))
+        assert engine.prefixes.reused_tokens == len(stem) * len(scores)
+    assert engine._scorer.counts.computed_tokens < len(stem)
+    engine.cancel(0)
+    engine.submit(request)
+    ((_, after),) = engine.run()
+    assert (scores, after.ids) == expected and after.cached_tokens == len(stem)
+
+
 def test_scores_between_steps_disturb_no_request(decoder, expected):
     """Those of a prompt that a slot holds, and of greedy tokens; without a free slot they are refused."""
     engine = Engine(decoder, Letters())

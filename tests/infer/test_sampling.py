@@ -7,37 +7,55 @@ from pangu_ms.core.errors import GenerationError
 from pangu_ms.infer.sampling import (
     Sampler,
     SamplingConfig,
-    keep_top_k,
-    keep_top_p,
+    draw,
     log_softmax,
+    top_k_ids,
+    top_p_ids,
 )
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.05, 0.25, 0.2]))
 
 
-def kept(logits):
-    return np.flatnonzero(np.isfinite(logits)).tolist()
+def top_p(logits, p):
+    shifted = logits - logits.max()
+    return top_p_ids(shifted, np.exp(shifted), p)
 
 
 def test_top_k_keeps_the_largest():
-    assert kept(keep_top_k(LOGITS, 2)) == [1, 3]
-    assert kept(keep_top_k(LOGITS, 0)) == kept(keep_top_k(LOGITS, 9)) == [0, 1, 2, 3, 4]
+    assert top_k_ids(LOGITS, 2).tolist() == [1, 3]
+    assert top_k_ids(LOGITS, 0).tolist() == top_k_ids(LOGITS, 9).tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(
-    "p, expected", [(0.3, [1]), (0.41, [1, 3]), (0.8, [1, 3, 4]), (0.97, [0, 1, 2, 3, 4]), (1.0, [0, 1, 2, 3, 4])]
-)
+@pytest.mark.parametrize("size", [700, 20000, 20100])
+def test_top_k_of_a_large_vocabulary_is_what_sorting_keeps(size):
+    """Also of equal logits, which are all kept, and of such that a guide bars."""
+    random = np.random.default_rng(0)
+    for step in (0.0, 0.25):
+        logits = random.standard_normal(size).astype(np.float32)
+        logits = np.round(logits / step) * step if step else logits
+        for barred in (0, size // 2, size - 30):
+            logits[random.permutation(size)[:barred]] = -np.inf
+            for k in (1, 40, size // 256, size // 256 + 1, size - 1):
+                wanted = np.flatnonzero(logits >= np.sort(logits)[-k])
+                assert np.array_equal(top_k_ids(logits, k), wanted)
+
+
+@pytest.mark.parametrize("p, expected", [(0.3, [1]), (0.41, [1, 3]), (0.8, [1, 3, 4]), (0.97, [0, 1, 2, 3, 4])])
 def test_top_p_keeps_the_smallest_set_that_reaches_p(p, expected):
-    assert kept(keep_top_p(LOGITS, p)) == expected
+    assert top_p(LOGITS, p).tolist() == expected
 
 
 def top_p_by_sorting(logits, p):
     """The definition."""
     order = np.argsort(-logits, kind="stable")
     cumulative = np.cumsum(np.exp(log_softmax(logits))[order])
-    result = np.full_like(logits, -np.inf)
-    first = order[: np.searchsorted(cumulative, p) + 1]
-    result[first] = logits[first]
+    return np.sort(order[: np.searchsorted(cumulative, p) + 1])
+
+
+def only(logits, ids):
+    """Logits that are -inf but for some."""
+    result = np.full(logits.shape, -np.inf)
+    result[ids] = logits[ids]
     return result
 
 
@@ -49,24 +67,42 @@ def test_top_p_of_a_large_vocabulary_is_what_sorting_keeps(spread):
         logits = random.standard_normal(8192) * spread
         logits = np.round(logits / step) * step if step else logits
         for p in (1e-9, 0.1, 0.5, 0.9, 0.999, 1 - 1e-12, float(random.uniform())):
-            for filtered in (logits, keep_top_k(logits, 50), keep_top_k(logits, 5000)):
-                np.testing.assert_array_equal(keep_top_p(filtered, p), top_p_by_sorting(filtered, p))
+            for filtered in (logits, *(only(logits, top_k_ids(logits, k)) for k in (50, 5000))):
+                np.testing.assert_array_equal(top_p(filtered, p), top_p_by_sorting(filtered, p))
 
 
 def test_a_large_vocabulary_is_not_sorted(monkeypatch):
     """A step of 8 rows would wait 30 ms for it."""
     sorted_sizes, real = [], np.argsort
     monkeypatch.setattr(np, "argsort", lambda a, **how: sorted_sizes.append(a.size) or real(a, **how))
-    keep_top_p(np.random.default_rng(0).standard_normal(40000), 0.9)
+    top_p(np.random.default_rng(0).standard_normal(40000), 0.9)
     assert 0 < max(sorted_sizes) < 1000
 
 
-def test_what_is_drawn_is_what_numpy_chooses():
-    config = SamplingConfig(top_k=3000, top_p=0.9, temperature=0.8, seed=3)
+@pytest.mark.parametrize("top_k", [0, 20, 3000])
+@pytest.mark.parametrize("p", [1.0, 0.9])
+def test_what_is_drawn_is_what_numpy_chooses(top_k, p):
+    config = SamplingConfig(top_k=top_k, top_p=p, temperature=0.8, seed=3)
     sampler, random = Sampler(config, [0], 2), np.random.default_rng([3, 2])
     for logits in np.random.default_rng(1).standard_normal((50, 6000)) * 3:
-        kept = top_p_by_sorting(keep_top_k(logits / 0.8, 3000), 0.9)
+        kept = only(logits / 0.8, top_k_ids(logits, top_k))
+        kept = kept if p == 1 else only(kept, top_p_by_sorting(kept, p))
         assert sampler.choose(logits) == random.choice(6000, p=np.exp(log_softmax(kept)))
+
+
+@pytest.mark.parametrize("size", [1, 255, 256, 257, 1000])
+def test_nothing_without_a_weight_is_drawn(size):
+    """At the very beginning, at the very end, and between."""
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        weights = random.uniform(size=size) * (random.uniform(size=size) < 0.01)
+        weights[random.integers(size)] = 0.3
+        for share in (0.0, 0.5, float(np.nextafter(1, 0)), *random.uniform(size=5)):
+            index = draw(weights, share)
+            assert weights[index] > 0
+            assert (
+                abs(share * weights.sum() - weights[: index + 1].sum() + weights[index] / 2) <= weights[index] * 0.5001
+            )
 
 
 def test_sampled_frequencies_are_the_renormalised_probabilities():

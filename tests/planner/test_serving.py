@@ -26,6 +26,16 @@ def test_weights_and_cache_are_those_of_the_model(mindspore_cpu):
     assert memory.weights_bytes == parameters - 3 * memory.slot_bytes
 
 
+def test_a_cache_of_bfloat16_is_half_of_one_of_float32(capsys):
+    assert main(["plan", "estimate", "--config", "alpha/13b", "--serve", "--cache-dtype", "bfloat16", "--json"]) in (
+        0,
+        1,
+    )
+    found = json.loads(capsys.readouterr().out)
+    model = load_config("alpha/13b", ["model.compute_dtype=float32"]).model
+    assert 2 * found["slot_bytes"] == ServingMemory(model, 8, model.seq_length, 64).slot_bytes
+
+
 @pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("name", ["alpha/tiny", "moge/tiny"])
 def test_packed_weights_have_the_bytes_of_packing(name, weights):

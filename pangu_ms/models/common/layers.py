@@ -231,10 +231,17 @@ class LayerKey(nn.Cell):
 
 @dataclass(frozen=True)
 class CacheShape:
-    """Size of a static key/value cache: slots, each for one sequence, and positions of each slot."""
+    """A static key/value cache.
+
+    Attributes:
+        num_slots: slots, each for one sequence.
+        capacity: positions of each slot.
+        dtype: of keys and values; empty: the compute dtype.
+    """
 
     num_slots: int
     capacity: int
+    dtype: str = ""
 
 
 class KVCache(nn.Cell):
@@ -245,8 +252,9 @@ class KVCache(nn.Cell):
     belong to no sequence. The heads of a row are contiguous: [G * D].
     """
 
-    def __init__(self, shape: CacheShape, width: int, dtype: ms.Type, num_heads: int):
+    def __init__(self, shape: CacheShape, width: int, compute_dtype: str, num_heads: int):
         super().__init__()
+        dtype = getattr(ms, shape.dtype or compute_dtype)
         self.num_slots, self.num_heads = shape.num_slots, num_heads
         rows = shape.num_slots * (shape.capacity + 1)
         self.keys, self.values = (
@@ -299,7 +307,7 @@ class Attention(nn.Cell):
         self.reads_one_input, self.joined = True, 0
         """Whether queries, keys and values have one input; and how many of them packed weights give at once."""
         self.mix = Operator(ascend_ops.causal_attention)
-        self.cache = KVCache(cache, width, getattr(ms, config.compute_dtype), self.num_heads) if cache else None
+        self.cache = KVCache(cache, width, config.compute_dtype, self.num_heads) if cache else None
 
     def construct(
         self, query_BQE, for_key_BKE, for_value_BKE, segments_BK, places, query_places, key, cos_sin_BKD=None
