@@ -177,7 +177,8 @@ def require_known_suffix(path: Path, dtype: str = "float32") -> None:
     if Path(path).suffix not in _FORMATS:
         remedy = "use one of these (a new directory: a name without a dot)"
         raise CheckpointError(
-            f"{path}: unknown kind of file {Path(path).suffix!r}; weights are {', '.join(_FORMATS)}; {remedy}"
+            f"{path}: unknown kind of file {Path(path).suffix!r}; weights are {', '.join(_FORMATS)}"
+            f" (to read, {', '.join(torch_file.SUFFIXES)}, too); {remedy}"
         )
     if dtype == "bfloat16" and Path(path).suffix == ".npz":
         raise CheckpointError(

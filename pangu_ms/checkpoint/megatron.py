@@ -162,6 +162,10 @@ def parts_of(path: Path) -> list[Path]:
     Raises:
         CheckpointError: there are none, one is missing, or it is not clear which save is meant.
     """
+    if path.suffix == ".zip":
+        raise CheckpointError(
+            f"{path}: is an archive; only what is in it can be read; unpack it and name the directory"
+        )
     if path.is_file():
         return [path]
     directory = _save_of(path)
@@ -310,8 +314,9 @@ def _require_one_save(parts: Sequence[_Part], model: ModelConfig) -> None:
                     f" {there.dtype_name} {list(there.shape)}; parts must be of one size; name the directory of one"
                     " save"
                 )
-    heads = first.argument("num_attention_heads")
-    if isinstance(heads, int) and heads != model.num_heads:
+    heads, width = first.argument("num_attention_heads"), first.argument("hidden_size")
+    # With another width it is another model, which the strict check of shapes says.
+    if isinstance(heads, int) and heads != model.num_heads and width in (None, model.hidden_size):
         raise CheckpointError(
             f"{first.path}: was trained with num_attention_heads={heads}, the configuration has"
             f" model.num_heads={model.num_heads}; must be equal; use model.num_heads={heads}"
@@ -328,7 +333,7 @@ def _dim(spec: ParameterSpec, part: Readable, whole: tuple[int, ...]) -> int | N
 def _require_all_parts(path: Path, parts: Sequence[_Part], wanted: Mapping[str, Any]) -> None:
     """Refuse a number of parts that is not the number that the model was cut into."""
     for name, (spec, whole) in wanted.items():
-        if "ffn" not in spec.axes or name not in parts[0].tensors:
+        if "ffn" not in spec.axes or len(spec.axes) < 2 or name not in parts[0].tensors:
             continue
         dim, shape = spec.axes.index("ffn"), parts[0].tensors[name].shape
         if len(shape) != len(whole) or not shape[dim] or whole[dim] % shape[dim]:

@@ -56,11 +56,11 @@ def test_damaged_files_are_one_line(tmp_path, suffix, damage):
 
 
 def test_unknown_suffix(tmp_path):
-    for call in (lambda path: foreign.read_file(path), lambda path: foreign.write_file(path, TENSORS)):
+    for call, suffix in ((foreign.read_file, ".pkl"), (lambda path: foreign.write_file(path, TENSORS), ".bin")):
         with pytest.raises(
-            CheckpointError, match=r"unknown kind of file '.bin'; weights are .ckpt, .npz, .safetensors"
+            CheckpointError, match=rf"unknown kind of file '{suffix}'; weights are .ckpt, .npz, .safetensors"
         ):
-            call(tmp_path / "pytorch_model.bin")
+            call(tmp_path / f"pytorch_model{suffix}")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

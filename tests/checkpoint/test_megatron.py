@@ -203,6 +203,12 @@ def test_what_the_file_says_of_the_model_is_compared(tmp_path):
         merged(path, num_heads=4)
     with pytest.raises(CheckpointError, match="16 unexpected: language_model.transformer.layers.1"):
         merged(path, num_layers=2)
+    path = write(tmp_path / "wide", parts(tensors(), 1), hidden_size=16)
+    with pytest.raises(CheckpointError, match=r"word_embeddings.weight \(20, 16\) instead of \(1024, 192\)"):
+        convert.import_file(path, "megatron", load_config("alpha/tiny"), tmp_path / "ours")
+    (tmp_path / "published.zip").write_bytes(b"PK\x03\x04")
+    with pytest.raises(CheckpointError, match="is an archive; only what is in it can be read; unpack it"):
+        merged(tmp_path / "published.zip")
 
 
 @pytest.mark.parametrize("odd", [[1], (((((1,),),),),), {"a": 1}, np.float32(3), b"x", {1, 2}])
@@ -231,6 +237,19 @@ def test_fused_projections_need_a_version(tmp_path):
     path = write(tmp_path, parts(tensors(), 2, fused=2.0), version=None)
     with pytest.raises(CheckpointError, match="checkpoint_version None, which says in what order its rows are"):
         merged(path)
+
+
+def test_one_tensor_under_two_names(tmp_path):
+    whole = parts(tensors(), 1, fused=0)[0]
+    query = tensors()["blocks.0.attention.query.weight"]
+    whole["transformer"]["layers.0.attention.query.weight"] = query
+    path = save(tmp_path / "w.pt", {"model": {"language_model": whole}, **notes(version=0)})
+    with pytest.raises(CheckpointError, match=r"attention.query.weight and .+query_key_value.weight; one is meant"):
+        merged(path)
+    whole = parts(tensors(), 1)[0]
+    whole["encoder"] = {"layers.0.self_attention.query.weight": query}
+    with pytest.raises(CheckpointError, match="stands there twice, under two spellings"):
+        merged(save(path, {"model": {"language_model": whole}}))
 
 
 def test_words_beyond_the_vocabulary_must_be_padding(tmp_path):
@@ -352,6 +371,7 @@ def test_a_full_disk_in_the_middle(tmp_path, monkeypatch):
         convert.import_file(path, "megatron", config(), tmp_path / "ours")
     with pytest.raises(CheckpointError, match="no valid checkpoint"):
         store.open_checkpoint(tmp_path / "ours")
+    assert (tmp_path / "ours" / ".partial").is_dir()
     step = convert.import_file(path, "megatron", config(), tmp_path / "ours")
     assert_same(store.open_checkpoint(step).tensors(), tensors())
     assert not (tmp_path / "ours" / ".partial").exists()
