@@ -24,7 +24,6 @@ from pangu_ms.core import files, small_json
 from pangu_ms.core.errors import OutputError, UserError
 
 _log = logging.getLogger(__name__)
-NAME = ".partial"
 
 
 @dataclass
@@ -40,7 +39,7 @@ class Partial:
     @property
     def path(self) -> Path:
         """The directory of the journal."""
-        return self.root / NAME
+        return self.root / store.PARTIAL
 
     @property
     def nbytes(self) -> int:
@@ -96,7 +95,7 @@ def open_partial(root: Path, identity: Any) -> Iterator[Partial]:
         OutputError: another process writes there, or what is there was made of something else.
     """
     root, key = Path(root), files.sha256_json(identity)
-    work, existed = root / NAME, root.exists()
+    work, existed = root / store.PARTIAL, root.exists()
     with files.writing(root):
         work.mkdir(parents=True, exist_ok=True)
         with open(work / "lock", "w") as lock:

@@ -59,6 +59,8 @@ STATE, STATE_VERSION = "state.json", 1
 MODEL, ROUTING = "model", "routing"
 QUANTIZED, QUANTIZED_DTYPES = "quantized", ("int8", "bfloat16")
 """The manifest's entry that says how a checkpoint is quantized, and the dtypes of its matrices."""
+PARTIAL = ".partial"
+"""Directory of a conversion that is not finished; see partial.py."""
 MAX_SHARD_BYTES = 4 << 30
 """Chosen below 5 GB, the largest upload that object stores accept in one request."""
 
@@ -317,6 +319,8 @@ def latest_valid(root: Path, digests: bool = True, progress: bool = False) -> tu
 def _newest(root: Path, digests: bool, progress: bool) -> tuple[Checkpoint | None, list[str]]:
     """See `latest_valid`; nothing is logged."""
     passed_over = [f"{path}: a save or removal that did not finish; ignored" for path in commit.leftovers(root)]
+    if (root / PARTIAL).is_dir():
+        passed_over.append(f"{root / PARTIAL}: a conversion that did not finish; the same command goes on")
     found = None
     for path in step_directories(root):
         try:
