@@ -18,6 +18,8 @@ from tests.parsers import commands
         (["config", "show", "--fild"], "did you mean --fields?"),
         (["status", "--jsn", "x"], "did you mean --json?"),
         (["eval", "run", "--data", "x", "--jsom"], "did you mean --json?"),
+        (["eval", "run", "--tasks", "c3"], "benchmark tasks are those of `pangu tasks run CHECKPOINT --tasks c3`"),
+        (["tasks", "rnu"], "did you mean run?"),
         (["plan", "shwo"], "did you mean show?"),
         (["launch", "--dryrun", "train"], "did you mean --dry-run?"),
         (["ops", "lsit"], "did you mean list?"),

@@ -16,6 +16,7 @@ namespace {
 using namespace attention;
 
 constexpr int64_t kLeastTileRows = 8;  // fewer rows of one slot are computed one by one
+constexpr int64_t kAhead = 2048;       // bytes of keys that are asked for before they are needed; of values twice as many
 
 ASCEND_OPS_INLINE float highest_lane(Vec v) {
   float lanes[kLanes];
@@ -185,36 +186,38 @@ struct Attend {
     std::fill(state, state + rows * width, 0.0f);
     std::fill(totals, totals + rows * kLanes, 0.0f);
     std::fill(top, top + rows, -kInfinity);
+    // Of few heads less is read for each key: more keys are asked for ahead.
+    const int64_t ahead = std::max<int64_t>(2, kAhead / (heads * p.D * sizeof(C))) * p.stride;
     for (int64_t first = 0; first < n; first += kKeys) {
       const int64_t block = std::min(kKeys, n - first);
       const C *key = keys + key_at(query, g_begin, first), *value = values + key_at(query, g_begin, first);
       for (int64_t k = 0; k < block; k += kLanes) {
         const int64_t some = std::min<int64_t>(kLanes, block - k);
-        for (int64_t j = 0; j < some; ++j, key += p.stride) multiply_key(heads, key, queries, products + j * kLanes);
+        for (int64_t j = 0; j < some; ++j, key += p.stride) multiply_key(heads, key, ahead, queries, products + j * kLanes);
         for (int64_t row = 0; row < rows; ++row) store(scores + row * kKeys + k, sum_each(products + row * kLanes * kLanes));
       }
       for (int64_t row = 0; row < rows; ++row)
         softmax(block, scores + row * kKeys, top + row, totals + row * kLanes, width, state + row * width);
       int64_t k = 0;
-      for (; k + 4 <= block; k += 4, value += 4 * p.stride) add_values<4>(heads, value, scores + k, state);
-      for (; k < block; ++k, value += p.stride) add_values<1>(heads, value, scores + k, state);
+      for (; k + 4 <= block; k += 4, value += 4 * p.stride) add_values<4>(heads, value, 2 * ahead, scores + k, state);
+      for (; k < block; ++k, value += p.stride) add_values<1>(heads, value, 2 * ahead, scores + k, state);
     }
     for (int64_t row = 0; row < rows; ++row) write(query, g_begin, row, state + row * width, totals + row * kLanes);
   }
 
-  // Asks for what is needed two keys later: a key of all heads often fills a page, where the processor's own prefetch ends.
+  // Asks for what is needed some keys later: a key of all heads often fills a page, where the processor's own prefetch ends.
   ASCEND_OPS_INLINE Vec load_ahead(const C *from, int64_t ahead) const {
     __builtin_prefetch(from + ahead);
     return load(from);
   }
 
   // The products of one key with the queries of its heads, still to be summed over the lanes.
-  ASCEND_OPS_INLINE void multiply_key(int64_t heads, const C *key, const float *queries, float *products) const {
+  ASCEND_OPS_INLINE void multiply_key(int64_t heads, const C *key, int64_t ahead, const float *queries, float *products) const {
     for (int64_t g = 0; g < heads; ++g, key += p.D)
       for (int64_t r = 0; r < p.group; ++r, queries += p.width, products += kLanes * kLanes) {
         Vec total{};
         int64_t d = 0;
-        for (; d + kLanes <= p.D; d += kLanes) total += load_ahead(key + d, 2 * p.stride) * load(queries + d);
+        for (; d + kLanes <= p.D; d += kLanes) total += load_ahead(key + d, ahead) * load(queries + d);
         if (d < p.D) total += load(key + d, p.D - d) * load(queries + d);
         store(products, total);
       }
@@ -222,14 +225,14 @@ struct Attend {
 
   // state += the values of K keys times their probabilities
   template <int K>
-  ASCEND_OPS_INLINE void add_values(int64_t heads, const C *value, const float *scores, float *state) const {
+  ASCEND_OPS_INLINE void add_values(int64_t heads, const C *value, int64_t ahead, const float *scores, float *state) const {
     for (int64_t g = 0; g < heads; ++g, value += p.D)
       for (int64_t r = 0; r < p.group; ++r, scores += kKeys, state += p.width) {
         int64_t d = 0;
         for (; d + kLanes <= p.D; d += kLanes) {
           Vec sum = load(state + d);
 #pragma GCC unroll 4
-          for (int k = 0; k < K; ++k) sum += load_ahead(value + k * p.stride + d, 4 * p.stride) * scores[k];
+          for (int k = 0; k < K; ++k) sum += load_ahead(value + k * p.stride + d, ahead) * scores[k];
           store(state + d, sum);
         }
         if (d == p.D) continue;

@@ -27,7 +27,7 @@ Given = Mapping[str, Readable | np.ndarray]
 """Tensors to write: in memory, or still on the disk."""
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # of a Hugging Face directory
 INDEX = f"{WEIGHTS}.index.json"  # says which of several files holds which tensor
-_KINDS = ((WEIGHTS, INDEX), ("pytorch_model.bin", "pytorch_model.bin.index.json"))
+TORCH_WEIGHTS = "pytorch_model.bin"  # of an older directory
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -47,16 +47,19 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The weight files of a Hugging Face directory: model.safetensors, or the files that its index names; if neither is
-    there, pytorch_model.bin likewise.
+    """The weight files of a Hugging Face directory: model.safetensors, or the files that its index names; without these
+    pytorch_model.bin or those that its index names.
 
     Raises:
         CheckpointError: a file is missing, or the index is damaged.
     """
     directory = Path(directory)
-    here = [kind for kind in _KINDS if any((directory / name).is_file() for name in kind)]
-    weights, index_name = (here or _KINDS)[0]
-    index, names = directory / index_name, [weights]
+    weights, index = WEIGHTS, directory / INDEX
+    if not (index.is_file() or (directory / WEIGHTS).is_file()):
+        older = directory / f"{TORCH_WEIGHTS}.index.json"
+        if older.is_file() or (directory / TORCH_WEIGHTS).is_file():
+            weights, index = TORCH_WEIGHTS, older
+    names = [weights]
     if index.is_file():
         try:
             names = sorted({str(Path(name)) for name in small_json.read_object(index)["weight_map"].values()})
@@ -67,7 +70,7 @@ def weight_files(directory: Path) -> list[Path]:
             f"{index}: names {outside[0]}; its files must lie in its directory; copy them there and correct the index"
         )
     if missing := [name for name in names if not (directory / name).is_file()]:
-        where = f"named in {index.name}" if index.is_file() else f"nor {index.name}, nor {' or '.join(_KINDS[1])}"
+        where = f"named in {index.name}" if index.is_file() else f"nor {index.name}; nor {TORCH_WEIGHTS}"
         raise CheckpointError(
             f"{directory}: holds no {', '.join(missing)} ({where}); copy or download the directory again"
         )
@@ -174,8 +177,7 @@ def require_known_suffix(path: Path, dtype: str = "float32") -> None:
     if Path(path).suffix not in _FORMATS:
         remedy = "use one of these (a new directory: a name without a dot)"
         raise CheckpointError(
-            f"{path}: unknown kind of file {Path(path).suffix!r}; weights are {', '.join(_FORMATS)}"
-            f" (to read, {', '.join(torch_file.SUFFIXES)}, too); {remedy}"
+            f"{path}: unknown kind of file {Path(path).suffix!r}; weights are {', '.join(_FORMATS)}; {remedy}"
         )
     if dtype == "bfloat16" and Path(path).suffix == ".npz":
         raise CheckpointError(

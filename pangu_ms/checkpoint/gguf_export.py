@@ -50,7 +50,7 @@ def export(checkpoint: Checkpoint, output: Path, dtype: str, with_tokenizer: boo
     model = FAMILIES[config.model.family].gguf(config.model)
     tokenizer = checkpoint.tokenizer() if with_tokenizer else None
     keys = tokenizer_keys(tokenizer) if tokenizer else _NO_TOKENIZER
-    keys |= {f"{model.architecture}.{name}": value for name, value in model.fields.items()}
+    keys = keys | {f"{model.architecture}.{name}": value for name, value in model.fields.items()}
     tensors = tensors_of(model, checkpoint.stored())
     say(f"weights: {_change(tensors, dtype)}")
     absent = "left out" if checkpoint.tokenizer_path() else "the checkpoint has none"
@@ -82,8 +82,11 @@ class _Interleaved(Readable):
     def read(self, wanted: Slices) -> np.ndarray:
         """See Readable."""
         rows, *rest = wanted
-        order = np.arange(self.shape[0]).reshape(self.num_heads, 2, -1).swapaxes(1, 2).reshape(-1)
-        return self.base.read((slice(0, self.shape[0]), *rest))[order[rows]]
+        size = self.shape[0] // self.num_heads
+        # The rows of the heads that have one of the wanted rows.
+        heads = slice(rows.start // size * size, -(-rows.stop // size) * size)
+        order = np.arange(heads.stop - heads.start).reshape(-1, 2, size // 2).swapaxes(1, 2).reshape(-1)
+        return self.base.read((heads, *rest))[order[rows.start - heads.start : rows.stop - heads.start]]
 
 
 def tokenizer_keys(tokenizer: Tokenizer) -> dict[str, Value]:

@@ -1,4 +1,4 @@
-"""The GGUF file format of llama.cpp, written tensor by tensor with the `gguf` package. No mindspore import.
+"""The GGUF file format of llama.cpp, written piece by piece with the `gguf` package. No mindspore import.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; block_q8_0 in ggml-common.h.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pangu_ms.checkpoint.lazy import Readable
+from pangu_ms.checkpoint.lazy import Readable, cut
 from pangu_ms.core import dtypes, files
 from pangu_ms.core.errors import CheckpointError
 
@@ -65,7 +65,7 @@ def write(
     dtype: str,
     exact: Collection[str] = (),
 ) -> None:
-    """Write a file, whole or not at all. One tensor at a time is in memory.
+    """Write a file, whole or not at all. One piece of a tensor at a time is in memory.
 
     Args:
         path: the file; an existing one is replaced.
@@ -102,10 +102,9 @@ def write(
             file = writer.fout[0]
             writer.write_padding(file, file.tell())
             for name, tensor in tensors.items():
-                content = _encoded(gguf, str(path), name, tensor, types[name])
-                file.write(content)
-                writer.write_padding(file, len(content))
-                del content  # before the next tensor is read
+                for part in cut(tensor.all, tensor.spec.dtype.itemsize):
+                    file.write(_encoded(gguf, str(path), name, tensor.part(part), types[name]))
+                writer.write_padding(file, num_bytes(tensor.shape, types[name]))
         finally:
             writer.close()
 
@@ -115,9 +114,9 @@ def _value_type(gguf: ModuleType, value: Value) -> Any:
     return getattr(gguf.GGUFValueType, types[type(value)])
 
 
-def _encoded(gguf: ModuleType, where: str, name: str, tensor: Readable, dtype: str) -> memoryview:
-    """The bytes of a tensor in a file."""
-    rounded = dtypes.cast_one(where, name, tensor.array(), "float32" if dtype == Q8_0 else dtype)
+def _encoded(gguf: ModuleType, where: str, name: str, array: np.ndarray, dtype: str) -> memoryview:
+    """The bytes of a part of a tensor in a file; of q8_0 it has whole blocks."""
+    rounded = dtypes.cast_one(where, name, array, "float32" if dtype == Q8_0 else dtype)
     if dtype == Q8_0:
         if np.abs(rounded).max(initial=0) > _LARGEST:
             raise CheckpointError(f"{where}: {name} has values beyond {_LARGEST:g}, the largest of q8_0; use float32")

@@ -1,6 +1,7 @@
 """`pangu eval`: held-out perplexity of a checkpoint, compared with unigram and bigram models counted on the training
 records. Scores of benchmark tasks are those of `pangu tasks`."""
 
+import argparse
 from argparse import Namespace
 from typing import Any
 
@@ -27,10 +28,20 @@ def build_parser() -> Parser:
     text = "number of batches to score, but at least one of each domain; 0 scores all"
     parser.add_argument("--max-batches", type=int, default=0, help=text)
     parser.add_argument("--no-baselines", action="store_true", help="do not score the unigram and bigram models")
+    parser.add_argument("--tasks", action=_OtherVerb, help=argparse.SUPPRESS)
     options.add_json(parser, JSON_HELP)
     options.add_verbose(parser)
     parser.set_defaults(run=_run)
     return parser
+
+
+class _OtherVerb(argparse.Action):
+    """Tells whoever asks `pangu eval` for benchmark tasks which verb asks them."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        parser.error(f"{option_string}: benchmark tasks are those of `pangu tasks run CHECKPOINT --tasks {values}`")
 
 
 def main(argv: list[str]) -> int:

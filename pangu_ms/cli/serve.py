@@ -25,6 +25,7 @@ LIMITS_HELP = {
     "send_timeout": "seconds after which a client that does not read is left",
     "connections": "open connections",
     "choices": "continuations of one request: prompts times n",
+    "stream_interval": "seconds between two events of a stream, at least; 0: each token is an event",
     "drain_timeout": "seconds that running requests get to end after SIGTERM",
 }
 _PACKAGES = ("anyio", "fastapi", "jinja2", "llguidance", "prometheus_client", "starlette", "uvicorn", "h11")
@@ -128,7 +129,7 @@ def _limits(args: Namespace) -> Limits:
     """The limits of the options."""
     values = {name: getattr(args, name) for name in LIMITS_HELP}
     for name, value in values.items():
-        least = 0 if name == "queue" else 1 if isinstance(value, int) else 0.001
+        least = 0 if name in ("queue", "stream_interval") else 1 if isinstance(value, int) else 0.001
         if not least <= value < 1e9:
             raise GenerationError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
     return Limits(**values)

@@ -66,6 +66,10 @@ def text_of(results: "Results", output: Path) -> str:
     lines = table_lines(HEAD, list(rows_of(results)), "<>><>>><<")
     for score in results["scores"]:
         name = f"{score['task']} {score['shots']}-shot"
+        if score["items"] < score["available"]:
+            lines.append(
+                f"{name}: the first {score['items']:,} of {score['available']:,} items; published scores are of all"
+            )
         if score["cut_items"]:
             lines.append(
                 f"{name}: the window has no room for {score['cut_items']:,} texts; {score['cut_tokens']:,} tokens were"

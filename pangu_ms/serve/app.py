@@ -46,6 +46,7 @@ from pangu_ms.serve.structured import asks_for_a_form
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+_SHORT_BODY = 2048  # bytes, whose encoding takes a millisecond or two
 _CLIENT_GONE = 499  # nginx's status of a client that left; nobody reads the answer
 _UNSUPPORTED = {
     "embeddings": "the models of this server make no embeddings",
@@ -103,7 +104,7 @@ class Server:
 
         def ended() -> None:
             """At the end of an answer, or of its connection."""
-            if any(not choice.finish_reason for choice in form.choices):
+            if not form.finished:
                 answers.cancel()
                 self.metrics.disconnected.labels(name).inc(not form.failed)
             self.metrics.cached_tokens.labels(name).inc(form.usage().prompt_tokens_details.cached_tokens)
@@ -120,7 +121,7 @@ class Server:
             for update in first:
                 if update.error:
                     raise update.error
-            return EventStream(_sse(form.events(_chain(first, updates))), ended)
+            return EventStream(_sse(form, _chain(first, updates)), ended)
         except BaseException:
             answers.cancel()
             raise
@@ -165,6 +166,7 @@ class EventStream(StreamingResponse):
             self._ended()
 
 
+_DONE = "data: [DONE]\n\n"
 _NO_BUFFERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies pass each event on at once
 _STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 
@@ -175,17 +177,18 @@ async def _chain(first: Sequence[Update], rest: AsyncIterator[Sequence[Update]])
         yield one
 
 
-async def _sse(events: AsyncIterator[Sequence[BaseModel]]) -> AsyncIterator[bytes]:
-    """The lines of events; an error is the last one."""
+async def _sse(form: Form, updates: AsyncIterator[Sequence[Update]]) -> AsyncIterator[bytes]:
+    """The lines of a form's events, those that come at a time together; an error is the last one."""
     try:
-        async for together in events:
+        async for together in form.events(updates):
             # As OpenAI does, without the fields that say nothing.
             lines = [f"data: {event.model_dump_json(exclude_unset=True)}\n\n" for event in together]
+            if form.finished:
+                lines.append(_DONE)
             if lines:
                 yield "".join(lines).encode()
     except ApiError as error:
-        yield b"data: " + json.dumps(error.body()).encode() + b"\n\n"
-    yield b"data: [DONE]\n\n"
+        yield f"data: {json.dumps(error.body())}\n\n{_DONE}".encode()
 
 
 def _json(answer: BaseModel) -> Response:
@@ -237,8 +240,17 @@ def create_app(models: Models, thread: EngineThread, metrics: Metrics, settings:
     return app
 
 
+async def _prepared(request: Request, work: Callable[..., T], *arguments: Any) -> T:
+    """What a body asks for. Another thread would have to wait for Python's lock, which the engine's thread has most of
+    the time: that takes longer than a short body."""
+    size = request.headers.get("content-length", "")
+    if size.isdecimal() and int(size) <= _SHORT_BODY:
+        return work(*arguments)
+    return await _in_thread(work, *arguments)
+
+
 async def _in_thread(work: Callable[..., T], *arguments: Any) -> T:
-    """What may take a while (encoding a long prompt, compiling a grammar) does not hold up the other requests."""
+    """What may take a while, such as encoding a long prompt, does not hold up the other requests."""
     return await anyio.to_thread.run_sync(work, *arguments)
 
 
@@ -251,7 +263,7 @@ def _add_generation(app: FastAPI, server: Server) -> None:
         begun, model = time.monotonic(), server.models.find(body.model)
         server.thread.require_ready()
         guide = await server.guide(model, body)
-        requests, texts = await _in_thread(completion_requests, model, body, most, guide)
+        requests, texts = await _prepared(request, completion_requests, model, body, most, guide)
         form = CompletionForm(model, requests, _with_usage(body), echoes=texts if body.echo else ())
         return await server.answer(request, requests, form, bool(body.stream), begun)
 
@@ -261,7 +273,7 @@ def _add_generation(app: FastAPI, server: Server) -> None:
         begun, model = time.monotonic(), server.models.find(body.model)
         server.thread.require_ready()
         guide = await server.guide(model, body)
-        requests = await _in_thread(chat_requests, model, body, most, guide)
+        requests = await _prepared(request, chat_requests, model, body, most, guide)
         calls = bool(body.tools) and body.tool_choice != "none"
         form = ChatForm(model, requests, _with_usage(body), with_calls=calls)
         return await server.answer(request, requests, form, bool(body.stream), begun)

@@ -77,7 +77,7 @@ class Answers:
 
     Attributes:
         model: name of the model.
-        stream: whether there is an update behind each token, or only one at the end of each continuation.
+        stream: whether there are updates while it is generated, or only one at the end of each continuation.
         submitted: when they were asked for, on the monotonic clock.
     """
 
@@ -169,7 +169,9 @@ class EngineThread:
         """The steps that the observer was not told of: name, new tokens, seconds."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._next_check = self._next_observation = 0.0
+        self._next_check = self._next_observation = self._next_events = 0.0
+        self._sends_events = True
+        """Whether streams get what is new: one wake-up and one write for several steps."""
 
     # In asyncio's thread
 
@@ -267,6 +269,9 @@ class EngineThread:
             self._tell(lambda: self._loaded(self._engines))
             self._deliver()
             while self._take_calls():
+                self._sends_events = (now := time.monotonic()) >= self._next_events
+                if self._sends_events:
+                    self._next_events = now + self.limits.stream_interval
                 for name, engine in self._engines.items():
                     if engine.busy:
                         self._step(name, engine)
@@ -362,6 +367,8 @@ class EngineThread:
                 self._tell(lambda: observer.started(running.answers.model, waited))
         if continuation.finish_reason or not running.answers.stream:
             return  # `step` returns it at its end
+        if running.told and not self._sends_events:
+            return
         update = _update(running, continuation, "")
         if update.piece.text or update.piece.ids:
             self._send(running, update)

@@ -88,6 +88,11 @@ class Form(ABC):
             prompt_tokens_details=CachedTokens(cached_tokens=cached),
         )
 
+    @property
+    def finished(self) -> bool:
+        """Whether all continuations have ended."""
+        return all(choice.finish_reason for choice in self.choices)
+
     def count(self, update: Update) -> None:
         """Take over what an update says of the counts.
 
@@ -128,10 +133,10 @@ class Form(ABC):
             except ApiError:
                 yield events
                 raise
+            if self.with_usage and self.finished:
+                events.append(self.usage_event())
             yield events
             events = []
-        if self.with_usage:
-            yield [self.usage_event()]
 
     @abstractmethod
     def add(self, update: Update) -> None:

@@ -1,6 +1,7 @@
 """What Prometheus reads at /metrics."""
 
 from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -8,6 +9,7 @@ from prometheus_client.registry import Collector
 
 from pangu_ms.serve.engine_thread import EngineThread
 
+T = TypeVar("T", Counter, Histogram)
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
@@ -17,6 +19,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._children: dict[tuple[int, str], Any] = {}
 
         def counter(name: str, text: str, labels: Iterable[str]) -> Counter:
             return Counter(f"pangu_{name}", text, labels, registry=self.registry)
@@ -39,12 +42,19 @@ class Metrics:
 
     def started(self, model: str, waited: float) -> None:
         """See Observer."""
-        self.first.labels(model).observe(waited)
+        self._of(self.first, model).observe(waited)
 
     def step(self, model: str, new_tokens: int, seconds: float) -> None:
         """See Observer."""
-        self.new_tokens.labels(model).inc(new_tokens)
-        self.per_token.labels(model).observe(seconds)
+        self._of(self.new_tokens, model).inc(new_tokens)
+        self._of(self.per_token, model).observe(seconds)
+
+    def _of(self, metric: T, model: str) -> T:
+        """`metric.labels(model)`, which takes longer than to count."""
+        key = id(metric), model
+        if key not in self._children:
+            self._children[key] = metric.labels(model)
+        return self._children[key]
 
     def watch(self, thread: EngineThread) -> None:
         """Show the queue and the slots of an engine's thread."""

@@ -54,7 +54,8 @@ class ServedModel:
         self._most_with_space = 16 * self._most_bytes  # some tokenizers leave out repeated white space
 
     def engine(self) -> Engine:
-        """Load the model."""
+        """Load the model, and what the tokenizer loads at its first use."""
+        self.tokenizer.encode_prompt("a \u4e2d\u6587")
         return Engine(self.load(), self.tokenizer, self.scheduler, self.prefix_cache)
 
     def encode(self, text: str, param: str = "prompt") -> tuple[int, ...]:

@@ -23,5 +23,7 @@ class Limits:
     """Open connections."""
     choices: int = 128
     """Continuations of one request: prompts times n."""
+    stream_interval: float = 0.02
+    """Seconds between two events of a stream, at least: tokens that come faster come together, but for the first."""
     drain_timeout: float = 30.0
     """Seconds that running requests get when the server is told to end."""

@@ -145,7 +145,7 @@ def config(**changes):
         (
             lambda directory: (directory / "model.safetensors.index.json").unlink(),
             [],
-            "holds no model.safetensors (nor model.safetensors.index.json, nor pytorch_model.bin or ",
+            "holds no model.safetensors (nor model.safetensors.index.json; ",
         ),
         (
             lambda directory: (directory / "config.json").unlink(),

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 
-from pangu_ms.checkpoint import gguf_export, gguf_file, store
+from pangu_ms.checkpoint import gguf_export, gguf_file, lazy, store
 from pangu_ms.checkpoint.lazy import InMemory
 from pangu_ms.cli.main import main
 from pangu_ms.config.load import config_from_dict
@@ -89,6 +89,7 @@ def test_float32_is_kept_bit_for_bit(variant, tmp_path, capsys):
         assert found[name].tensor_type.name == "F32"
         np.testing.assert_array_equal(found[name].data, array, err_msg=name)
     arch = "pangu-embedded" if variant == "openpangu" else "llama"
+    assert {name.partition(".")[0] for name in fields} == {"GGUF", "general", "tokenizer", arch}
     assert fields["general.architecture"] == arch and fields["general.file_type"] == 0
     assert fields["tokenizer.ggml.model"] == "none"
     sizes = {"vocab_size": 61, "context_length": 24, "block_count": 2, "attention.head_count": 4}
@@ -165,8 +166,20 @@ def test_weights_that_a_checkpoint_holds_in_bfloat16(tmp_path):
         np.testing.assert_array_equal(found[name].data, dtypes.widened(array), err_msg=name)
 
 
+@pytest.mark.parametrize("dtype", gguf_file.DTYPES)
+def test_the_size_of_the_pieces_changes_nothing(dtype, tmp_path, monkeypatch):
+    """Pieces end within heads, whose rows are reordered, and within rows."""
+    model = pi.small(**LLAMA)
+    saved(tmp_path / "ours", model)
+    for name, size in (("whole", 1 << 24), ("rows", 1100), ("parts", 128)):
+        monkeypatch.setattr(lazy, "BYTES_AT_ONCE", size)
+        assert convert(tmp_path / "ours", tmp_path / f"{name}.gguf", "--dtype", dtype) == 0
+    contents = {(tmp_path / f"{name}.gguf").read_bytes() for name in ("whole", "rows", "parts")}
+    assert len(contents) == 1
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_one_tensor_at_a_time_is_in_memory(dtype, tmp_path):
+def test_one_piece_at_a_time_is_in_memory(dtype, tmp_path):
     alive = []
 
     class Noted(np.ndarray):
@@ -175,11 +188,13 @@ def test_one_tensor_at_a_time_is_in_memory(dtype, tmp_path):
     class Counted(InMemory):
         def read(self, wanted):
             assert not any(reference() is not None for reference in alive), "an earlier tensor is still there"
-            array = self.raw[wanted].copy().view(Noted)
+            array = Noted(self.shape, np.float32)  # owns its memory, which views of it keep
+            array[...] = self.raw[wanted]
             alive.append(weakref.ref(array))
             return array
 
     raw = np.ones((4, 32), np.float32)
+    assert len(list(lazy.cut(InMemory.of("x", raw).all, 4))) == 1
     tensors = {f"blk.{i}.x": Counted(InMemory.of("x", raw).spec, raw) for i in range(4)}
     gguf_file.write(tmp_path / "m.gguf", "llama", {}, tensors, dtype)
     assert len(read(tmp_path / "m.gguf")[1]) == len(alive) == 4

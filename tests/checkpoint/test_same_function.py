@@ -82,6 +82,32 @@ def zoo(config, t, ids):
     return layer("backbone.top_query_layer", norm("backbone.layernorm", x), queries) @ words.T
 
 
+def megatron(config, t, ids):
+    """PanGu-alpha's port to Megatron-LM and CodeGeeX: torch's Linear, final_layernorm before topQueryLayer."""
+
+    def linear(name, x):
+        return x @ t[f"{name}.weight"].T + t[f"{name}.bias"]
+
+    def norm(name, x):
+        return layer_norm(x, t[f"{name}.weight"], t[f"{name}.bias"], config.layer_norm_eps)
+
+    def layer(name, x, query):
+        h = norm(f"{name}.input_layernorm", x)
+        q = linear(f"{name}.attention.query", h if query is None else query)
+        k, v = linear(f"{name}.attention.key", h), linear(f"{name}.attention.value", h)
+        x = x + linear(f"{name}.attention.dense", attend(q, k, v, config.num_heads, config.num_heads))
+        inner = fast_gelu(linear(f"{name}.mlp.dense_h_to_4h", norm(f"{name}.post_attention_layernorm", x)))
+        return x + linear(f"{name}.mlp.dense_4h_to_h", inner)
+
+    words = t["language_model.embedding.word_embeddings.weight"]
+    x = words[ids] + t["language_model.embedding.position_embeddings.weight"][: len(ids)]
+    for i in range(config.num_layers - 1):
+        x = layer(f"language_model.transformer.layers.{i}", x, None)
+    queries = t["language_model.topQueryEmbedding.top_query_embeddings.weight"][: len(ids)]
+    x = norm("language_model.transformer.final_layernorm", x)
+    return layer("language_model.transformer.topQueryLayer", x, queries) @ words.T
+
+
 def llama(config, t, ids):
     """LlamaForCausalLM, and openPangu-Embedded's class, which has biases."""
 
@@ -117,6 +143,7 @@ ALPHA = alpha.small(hidden_act="fast_gelu")
 CASES = {
     "official": ("official", ALPHA, zoo, alpha_numpy),
     "ports": ("huggingface", ALPHA, port, alpha_numpy),
+    "megatron": ("megatron", ALPHA, megatron, alpha_numpy),
     "llama": ("huggingface", pi.small(num_kv_heads=2, rope_theta=77.0), llama, pi_numpy),
     "tied": ("huggingface", pi.small(tie_word_embeddings=True, head_dim=6), llama, pi_numpy),
     "openpangu": ("huggingface", pi.small(attention_bias=True, rms_norm_eps=1e-2), llama, pi_numpy),

@@ -19,6 +19,7 @@ from pangu_ms.serve.chat_template import load_chat_template
 from pangu_ms.serve.engine_thread import EngineThread
 from pangu_ms.serve.models import Models, ServedModel
 from pangu_ms.serve.run import listen, make_server
+from pangu_ms.serve.settings import Limits
 
 SPECIAL = slice(7)  # the first pieces of our tokenizers
 SHAPE = GraphShape(batch_size=2, chunk=16, capacity=96, seq_length=96)
@@ -119,7 +120,8 @@ def running(*models, settings=None, headers=None, send_buffer=0):
     with listen("127.0.0.1", 0) as bound:
         if send_buffer:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-        server, thread = make_server(Models(models), settings or Settings(), bound, lambda url: ready.set())
+        settings = settings or Settings(Limits(stream_interval=0))
+        server, thread = make_server(Models(models), settings, bound, lambda url: ready.set())
         runner = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"
         runner.start()

@@ -267,6 +267,15 @@ class Typist:
         before, _, self.text = self.text.partition(text)
         return before + text
 
+    def press_until(self, key, text):
+        """Press a key until this text comes; see `interrupt`."""
+        end = time.monotonic() + 60
+        while text not in self.text and time.monotonic() < end:
+            self.type(key)
+            while text not in self.text and select.select([self._master], [], [], 2)[0]:
+                self.text += os.read(self._master, 4096).decode(errors="replace")
+        self.wait(text)
+
     def interrupt(self):
         """Press Ctrl-C until the program ends: readline does not notice a signal that comes just before it waits."""
         end = time.monotonic() + 60
@@ -319,8 +328,9 @@ def test_a_session_in_a_terminal(typist, tmp_path):
     first.type(f"/save {tmp_path}/chat.json\n")
     first.wait(": 4 messages")
     first.wait("> ")
-    first.type("half a li\x03")
-    first.wait("Ctrl-C again ends the chat")
+    first.type("half a li")
+    first.wait("half a li")
+    first.press_until("\x03", "Ctrl-C again ends the chat")
     first.wait("> ")
     first.interrupt()
     assert first.end() == 130

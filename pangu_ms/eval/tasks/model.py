@@ -139,12 +139,17 @@ class LocalModel:
         items = [Item(item.pairs, self.domain, item.is_text) if item.domain is None else item for item in items]
         longest = min(max((item.longest() for item in items), default=1), self.window)
         texts = all(item.is_text for item in items)
-        held = self._scorer
-        if not held or held.window < longest or isinstance(held, WindowScorer) != texts:
-            self._engine = self._scorer = None  # before the next one is loaded, so that both need not fit
-            self._scorer = load_scorer(self.checkpoint, items, self.tokenizer, self.config, self.weights)
+        if not self._scorer or self._scorer.window < longest or isinstance(self._scorer, WindowScorer) != texts:
+            self._load_scorer(items, texts)
         assert self._scorer
         return self._scorer.score_all(items, on_scored)
+
+    def _load_scorer(self, items: Sequence[Item], texts: bool) -> None:
+        if self._scorer and not texts:  # the second one has room for all: large models take long to load
+            eod = self.tokenizer.eod_id
+            items = [Item.choice([eod] * self.window, [[eod]])]
+        self._engine = self._scorer = None  # before the next one is loaded, so that both need not fit
+        self._scorer = load_scorer(self.checkpoint, items, self.tokenizer, self.config, self.weights)
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
         """See EvaluatedModel."""
@@ -152,20 +157,24 @@ class LocalModel:
             return
         longest = max(len(request.prompt) + request.sampling.max_new_tokens for request in requests)
         if not self._engine or self._engine.decoder.shape.max_length < min(longest, self.window):
-            # A power of two, so that tasks with other prompts find the graph in the compile cache.
-            length = max(64, 1 << (longest - 1).bit_length())
-            shape = GraphShape.fitting(self.window, self.batch_size, length)
-            for request in requests:
-                shape.require_room_for(len(request.prompt), request.index + 1)
-            self._engine = self._scorer = None
-            decoder = load_decoder(self.checkpoint, shape, self.config, self.weights)
-            self._engine = Engine(decoder, self.tokenizer)
+            self._load_engine(requests, longest)
+        assert self._engine
         engine, numbers = self._engine, {}
         for index, request in enumerate(requests):
             domain = self.domain if request.domain is None else request.domain
             numbers[engine.submit(_in_domain(request, domain))] = index
         for number, one in engine.run():
             yield numbers[number], Answer(one.text, len(one.ids), one.finish_reason, one.error)
+
+    def _load_engine(self, requests: Sequence[Request], longest: int) -> None:
+        # A power of two, so that tasks with other prompts find the graph in the compile cache.
+        length = self.window if self._engine else max(64, 1 << (longest - 1).bit_length())
+        shape = GraphShape.fitting(self.window, self.batch_size, length)
+        for request in requests:
+            shape.require_room_for(len(request.prompt), request.index + 1)
+        self._engine = self._scorer = None
+        decoder = load_decoder(self.checkpoint, shape, self.config, self.weights)
+        self._engine = Engine(decoder, self.tokenizer)
 
 
 def _in_domain(request: Request, domain: int | None) -> Request:

@@ -19,6 +19,12 @@ FORMAT = 1
 RUN = "run.json"
 _COLUMN = {0: 0, 1: 1, "few": 2}
 """Which of three published scores belongs to a number of demonstrations."""
+_TASK = {"name": str, "version": int, "title": str, "source": str, "type": str, "metrics": [str], "published": dict}
+_SECTION = {
+    **{"task": _TASK, "shots": (int, str), "seed": (int, None), "prompts": str, "gold": str},
+    **{"items": int, "available": int},
+}
+_RECORD = {"index": int, "shots": int, "values": (dict, None)}
 Record = dict[str, Any]
 Results = dict[str, Any]
 
@@ -37,6 +43,11 @@ def read_run(directory: Path) -> dict[str, Any]:
     path = Path(directory) / RUN
     try:
         found = small_json.read_object(path, form={"model": {"name": str, "digest": str}, "sections": dict})
+        for name, section in found["sections"].items():
+            if wrong := small_json.misfit(section, _SECTION, f"sections.{name}"):
+                raise ValueError(wrong)
+            if unknown := [metric for metric in section["task"]["metrics"] if metric not in METRICS]:
+                raise ValueError(f"sections.{name} has an unknown metric {unknown[0]:.40}")
     except small_json.Missing:
         raise OutputError(
             f"{directory}: has no {RUN}; name a directory that `pangu tasks run --output` wrote"
@@ -47,8 +58,13 @@ def read_run(directory: Path) -> dict[str, Any]:
     return found
 
 
-def read_records(directory: Path, section: str) -> list[Record] | None:
+def read_records(directory: Path, section: str, metrics: Sequence[str] = ()) -> list[Record] | None:
     """The records of a section, in the order of the items; None if some are missing.
+
+    Args:
+        directory: of the run.
+        section: its name.
+        metrics: what labelled items must have a value of.
 
     Raises:
         OutputError: a line is damaged.
@@ -64,9 +80,26 @@ def read_records(directory: Path, section: str) -> list[Record] | None:
     for number, line in enumerate(lines, 1):
         try:
             records.append(small_json.parse_object(line))
+            if wrong := _wrong(records[-1], metrics):
+                raise ValueError(wrong)
         except ValueError as error:
             raise OutputError(f"{path}:{number}: {error}; remove the file, and run the task again") from None
     return records
+
+
+def _wrong(record: Record, metrics: Sequence[str]) -> str:
+    """What is wrong with a record, in a few words."""
+    if wrong := small_json.misfit(record, _RECORD):
+        return wrong
+    for name in metrics if record.get("values") is not None else ():
+        if name not in record["values"]:
+            return f"has no {name}"
+        pair = record["values"][name]
+        if wrong := small_json.misfit(pair, [float], name):
+            return wrong
+        if len(pair) != 2:
+            return f"{name} has no weight"
+    return ""
 
 
 def summarize(directory: Path) -> Results:
@@ -74,16 +107,17 @@ def summarize(directory: Path) -> Results:
 
     Returns:
         `model` as in run.json, and `scores`: an object for each task and number of demonstrations with `task`,
-        `version`, `source`, `type`, `shots`, `seeds`, `items`, `unlabelled`, `prompts` (a hash of each seed's texts),
-        what was cut, and `metrics`: for each `value`, `standard_error` (null for fewer than two items), `seed_spread`
-        (standard deviation of the seeds' scores; null for one seed) and `published`, by size of model.
+        `version`, `source`, `type`, `shots`, `seeds`, `items`, `available` (items of the data file), `unlabelled`,
+        `prompts` (a hash of each seed's texts), what was cut, and `metrics`: for each `value`, `standard_error` (null
+        for fewer than two items), `seed_spread` (standard deviation of the seeds' scores; null for one seed) and
+        `published`, by size of model.
 
     Raises:
         OutputError: a file is missing or damaged.
     """
     run, groups = read_run(directory), dict[tuple[str, Any], list[tuple[dict[str, Any], list[Record]]]]()
     for name, section in run["sections"].items():
-        records = read_records(directory, name)
+        records = read_records(directory, name, section["task"]["metrics"])
         if records is not None:
             groups.setdefault((section["task"]["name"], section["shots"]), []).append((section, records))
     return {
@@ -115,6 +149,7 @@ def _score(sections: Sequence[tuple[dict[str, Any], list[Record]]]) -> dict[str,
         "shots": shots,
         "seeds": [section["seed"] for section, _ in sections if section["seed"] is not None],
         "items": len(records),
+        "available": first["available"],
         "unlabelled": sum("values" not in record for record in records),
         "mean_shots": math.fsum(record["shots"] for record in every) / max(1, len(every)),
         "dropped_shots": sum(record.get("dropped_shots", 0) for record in every),
@@ -173,13 +208,14 @@ def compare(one: Path, other: Path) -> list[dict[str, Any]]:
         if name not in runs[1]["sections"]:
             continue
         same = runs[1]["sections"][name]
-        records = [read_records(directory, name) for directory in (one, other)]
+        metrics = [metric for metric in section["task"]["metrics"] if metric in same["task"]["metrics"]]
+        records = [read_records(directory, name, metrics) for directory in (one, other)]
         reason = ""
         if any(section[key] != same[key] for key in ("prompts", "gold")):
             reason = "other items or prompts"
         elif None in records:
             reason = "incomplete"
-        for metric in section["task"]["metrics"]:
+        for metric in metrics:
             row = {"section": name, "metric": metric}
             found.append(row | ({"reason": reason} if reason else _paired(metric, *records)))
     if not found:
@@ -191,9 +227,9 @@ def _paired(name: str, ones: list[Record] | None, others: list[Record] | None) -
     """The paired difference of a metric."""
     assert ones is not None and others is not None
     metric, labelled = METRICS[name], [(a, b) for a, b in zip(ones, others) if "values" in a and "values" in b]
-    pairs = [(a["values"].get(name), b["values"].get(name)) for a, b in labelled]
-    if not pairs or any(None in pair for pair in pairs):
-        return {"reason": "no values of it"}
+    pairs = [(a["values"][name], b["values"][name]) for a, b in labelled]
+    if not pairs:
+        return {"reason": "no right answers"}
     if any(a[1] != b[1] for a, b in pairs):
         return {"reason": "the tokens of both differ"}
     weights = [a[1] for a, _ in pairs]

@@ -57,6 +57,8 @@ class Section:
     seed: int | None
     """None if nothing depends on it."""
     prompts: list[Prompt]
+    available: int
+    """Items of the data file, of which a limit may have left some out."""
 
     @property
     def name(self) -> str:
@@ -70,6 +72,7 @@ class Section:
             "shots": self.shots,
             "seed": self.seed,
             "items": len(self.prompts),
+            "available": self.available,
             "prompts": files.sha256_json([prompt.texts() for prompt in self.prompts]),
             "gold": files.sha256_json([prompt.gold.to_json() if prompt.gold else None for prompt in self.prompts]),
         }
@@ -129,7 +132,8 @@ def _sections(
     indices = range(min(settings.limit, len(rows)) if settings.limit else len(rows))
     for number in shots:
         for seed in _seeds(task, number, settings.seeds):
-            yield Section(task, number, seed, make_prompts(task, rows, number, seed or 0, shown, indices))
+            prompts = make_prompts(task, rows, number, seed or 0, shown, indices)
+            yield Section(task, number, seed, prompts, len(rows))
 
 
 def _require_metrics(task: Task) -> None:

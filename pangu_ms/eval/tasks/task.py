@@ -8,6 +8,7 @@ the item; {{ and }} are braces.
 import dataclasses
 import difflib
 import functools
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import field
@@ -31,6 +32,7 @@ CHOICE = "choice"
 ANSWER = "answer"
 """The field that holds the right answer, in demonstrations of generation tasks."""
 DYNAMIC = "dynamic"
+_NAME = re.compile(r"\w[\w.-]*(@\w[\w.-]*)?")
 
 
 def text_of(value: Any) -> str:
@@ -238,6 +240,12 @@ class Task:
     """name -> fields that replace those above; mappings are merged, null stands for the field's default."""
 
     def __post_init__(self) -> None:
+        for name in (self.name, *(f"{self.name}@{variant}" for variant in self.variants)):
+            require(
+                bool(_NAME.fullmatch(name)) and name != "all",
+                "name",
+                f"={name!r:.60}: files are named by it; it must be letters, digits, dots and hyphens, and not `all`",
+            )
         scored = self.type != "generation"
         require(
             bool(self.continuation) == scored,

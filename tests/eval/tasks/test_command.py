@@ -1,6 +1,9 @@
 """`pangu tasks` with a checkpoint: what its actions print and write."""
 
+import dataclasses
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +12,12 @@ from pangu_ms.checkpoint import store
 from pangu_ms.cli.main import main
 from pangu_ms.eval.tasks.catalog import DEFINITIONS
 from pangu_ms.eval.tasks.encoding import encode_parts
+from pangu_ms.eval.tasks.task import Task
 from tests.eval.tasks.common import task_of, write_lines
+from tests.fences import fenced
 from tests.reference.alpha_numpy import forward
 
+ROOT = Path(__file__).parents[3]
 NAMES = ["alpha", "beta", "gamma", "delta"]
 FUNCTION = {
     "name": "function",
@@ -129,13 +135,36 @@ def test_a_checkpoint_is_asked(trained_run, data, tmp_path, capsys):
     assert (output / "results.json").read_bytes() == results
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("mindspore_cpu")
+def test_the_batch_changes_no_answer(trained_run, tmp_path):
+    """Neither greedy nor sampled ones, of one prompt at a time or of three."""
+    from pangu_ms.eval.tasks.model import LocalModel
+    from pangu_ms.infer.continuation import Request
+    from pangu_ms.infer.sampling import SamplingConfig
+
+    checkpoint = store.open_checkpoint(trained_run)
+    found = []
+    for batch_size in (1, 3):
+        model = LocalModel(checkpoint, batch_size=batch_size)
+        requests = [
+            Request(
+                tuple(model.tokenizer.encode_prompt(f"def {name}(")), SamplingConfig(8, temperature=heat, seed=5), i
+            )
+            for i, (name, heat) in enumerate((name, heat) for name in NAMES for heat in (0.0, 1.0))
+        ]
+        found.append([answer for _, answer in sorted(model.generate(requests), key=lambda one: one[0])])
+        assert [model.window, model.digest] == [32, LocalModel(checkpoint).digest]
+    assert found[0] == found[1] and len({answer.text for answer in found[0]}) > 4
+
+
 def made_results(tmp_path, name, step, right):
     """A directory of results without a model."""
     from pangu_ms.eval.tasks.task import task_to_dict
 
     directory = tmp_path / name
     task = task_to_dict(task_of(tmp_path, FUNCTION))
-    section = {"task": task, "shots": 0, "seed": None, "items": len(right), "prompts": "p", "gold": "g"}
+    section = {"task": task, "shots": 0, "seed": None, "items": len(right), "available": 9, "prompts": "p", "gold": "g"}
     model = {"name": name, "digest": name, "window": 32, "step": step}
     directory.mkdir()
     run = {"format_version": 1, "model": model, "sections": {"function_0-shot": section}}
@@ -143,6 +172,23 @@ def made_results(tmp_path, name, step, right):
     records = [{"index": i, "id": i, "shots": 0, "values": {"accuracy": [one, 1.0]}} for i, one in enumerate(right)]
     write_lines(directory / "records" / "function_0-shot.jsonl", records)
     return str(directory)
+
+
+def test_the_task_of_the_documentation(tmp_path, capsys):
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (yaml,) = (block for _, language, block in fenced(page) if language == "yaml")
+    (tmp_path / "reviews.yaml").write_text(yaml, encoding="utf-8")
+    row = json.loads(re.search(r"A line of `reviews/dev.jsonl` is `(.*)`", page)[1])
+    for name in ("dev", "train"):
+        write_lines(tmp_path / "reviews" / f"{name}.jsonl", [row | {"id": i} for i in range(5)])
+    for name in ("reviews", "reviews@plain"):
+        words = ["--task-file", str(tmp_path / "reviews.yaml"), "--task-data", str(tmp_path), "--shots", "few"]
+        assert main(["tasks", "show", name, *words, "--items", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "评论：很好用\n这条评论是正面的。\n\n" in printed and "[Positive *] 很好用总之，我-->喜欢。" in printed
+    known = set(re.findall(r"^\| `(\w+)`(?:, `(\w+)`)*", page, re.MULTILINE))
+    fields = {name for names in known for name in names} | {"name", "title", "source", "notes", "version", "id"}
+    assert {field.name for field in dataclasses.fields(Task)} <= fields | {"continuation", "blanks"}
 
 
 def test_tables_of_results(tmp_path, capsys):
@@ -166,6 +212,26 @@ def test_tables_of_results(tmp_path, capsys):
     assert words == ["function_0-shot", "accuracy", "4", "50.00", "75.00", "+25.00", "points", "25.00", "+1.0"]
     assert main(["tasks", "table", str(tmp_path)]) == 2
     assert "has no run.json; name a directory that `pangu tasks run --output` wrote" in capsys.readouterr().err
-    (tmp_path / "one" / "records" / "function_0-shot.jsonl").write_text("{")
-    assert main(["tasks", "table", one]) == 2
-    assert "function_0-shot.jsonl:1: not JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("records/function_0-shot.jsonl", "}}", "", "function_0-shot.jsonl:1: not JSON"),
+        ("records/function_0-shot.jsonl", "[1.0, 1.0]", "[1.0]", "function_0-shot.jsonl:1: accuracy has no weight"),
+        ("records/function_0-shot.jsonl", '"accuracy"', '"other"', "function_0-shot.jsonl:1: has no accuracy"),
+        ("records/function_0-shot.jsonl", '"shots"', '"shoot"', "function_0-shot.jsonl:1: shots is None"),
+        ("run.json", '"version": 1,', "", "run.json: sections.function_0-shot.task.version is None; it is damaged"),
+        ("run.json", '["accuracy"]', '["luck"]', "run.json: sections.function_0-shot has an unknown metric luck"),
+        ("run.json", '"format_version": 1', '"format_version": 9', "was written by a newer version of pangu-ms"),
+    ],
+)
+def test_damaged_results_are_told(tmp_path, capsys, file, old, new, message):
+    one = made_results(tmp_path, "one", 10, [1.0, 0.0])
+    path = tmp_path / "one" / file
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    for words in (["table", one], ["compare", one, one]):
+        assert main(["tasks", *words]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1

@@ -172,8 +172,9 @@ def test_a_process_that_was_killed_leaves_what_it_had(tmp_path, data, tasks):
 
 def test_other_tasks_join_a_run(tmp_path, data, tasks):
     run(tmp_path / "out", tasks[:1], data, Settings((0,)))
-    results = run(tmp_path / "out", tasks[1:], data, Settings((0,)))
+    results = run(tmp_path / "out", tasks[1:], data, Settings((0,), limit=3))
     assert [score["task"] for score in results["scores"]] == ["colour", "ask"]
+    assert [(score["items"], score["available"]) for score in results["scores"]] == [(6, 6), (3, 4)]
 
 
 def test_what_does_not_belong_to_a_run(tmp_path, data, tasks):

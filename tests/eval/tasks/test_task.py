@@ -1,9 +1,11 @@
 """Task files: what is read, and what is told of a wrong one in one line."""
 
 import pytest
+import yaml
 
 from pangu_ms.core.errors import ConfigError, DataError
 from pangu_ms.eval.tasks import catalog
+from pangu_ms.eval.tasks.task import read_task
 from pangu_ms.eval.tasks.template import Template
 from tests.eval.tasks.common import CHOICE, task_of, with_fields
 
@@ -29,6 +31,7 @@ def test_a_variant_replaces_fields(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"variants": {"../x": {}}}, "name='colour@../x': files are named by it; it must be letters, digits, dots"),
         ({"metric": "accuracy"}, "metric: unknown field; did you mean metrics?"),
         ({"shots": {"fwe": 3}}, "shots.fwe: unknown field; did you mean few?"),
         ({"data": {"splits": {"dev": {"file": "a"}}}}, "data.splits.dev.file: unknown field; did you mean files?"),
@@ -54,6 +57,13 @@ def test_a_wrong_field_is_told(tmp_path, change, message):
         task_of(tmp_path, with_fields(CHOICE, **change))
     assert message in str(error.value) and str(tmp_path / "colour.yaml") in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_names_that_no_file_can_have(tmp_path):
+    for name in ("../x", "a/b", "all", "", "a@b@c", ".a"):
+        (tmp_path / "task.yaml").write_text(yaml.safe_dump(CHOICE | {"name": name}))
+        with pytest.raises(ConfigError, match="name=.*: files are named by it"):
+            read_task(tmp_path / "task.yaml")
 
 
 def test_a_variant_or_field_that_is_not_there(tmp_path):
