@@ -24,7 +24,8 @@ from pangu_ms.serve.app import Settings
 from pangu_ms.serve.conversation import Conversation
 from pangu_ms.serve.engine_chat import EngineBackend
 from pangu_ms.serve.server_chat import ServerBackend
-from tests.serve.common import model_of, running
+from tests.serve.common import running
+from tests.serve.models import model_of
 from tests.serve.speaker import ANSWERS, Speaker
 
 ROOT = Path(__file__).parents[2]
@@ -340,25 +341,21 @@ def test_a_session_in_a_terminal(typist, tmp_path):
     assert history.stat().st_mode & 0o777 == 0o600
     assert history.read_text().splitlines()[:2] == ["hello there", "count"]
 
-    second = typist("--no-history")
+    second = typist()
     second.wait("> ")
-    second.type("not kept\n")
-    second.wait("You said: not kept")
+    second.type("\x1b[A\x1b[A\x1b[A\x1b[A\n")  # four lines up
+    second.wait("You said: hello there\r\n")
     second.wait("> ")
     second.type("\x04")
     assert second.end() == 0
-    assert "not kept" not in history.read_text()
-
-    third = typist()
-    third.wait("> ")
-    third.type("\x1b[A\x1b[A\x1b[A\x1b[A\n")  # four lines up
-    third.wait("> ")
-    third.type("/quit\n")
-    assert third.end() == 0
 
 
-def test_the_second_ctrl_c_in_an_answer_ends_the_program(typist):
+def test_no_history_and_the_second_ctrl_c_in_an_answer(typist, tmp_path):
+    """It ends the program."""
     one = typist("--no-history")
+    one.wait("> ")
+    one.type("not kept\n")
+    one.wait("You said: not kept")
     one.wait("> ")
     one.type("stuck count\n")
     one.wait("1 2 3 4 5 6")
@@ -366,3 +363,4 @@ def test_the_second_ctrl_c_in_an_answer_ends_the_program(typist):
     one.interrupt()
     assert one.end() == 130
     assert "again" not in one.text  # as it would be said at the prompt
+    assert not (tmp_path / "pangu_ms" / "chat_history").exists()

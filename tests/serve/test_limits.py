@@ -24,7 +24,8 @@ from pangu_ms.serve.app import Settings
 from pangu_ms.serve.models import Models
 from pangu_ms.serve.run import OncePer, listen, run
 from pangu_ms.serve.settings import Limits
-from tests.serve.common import SHAPE, Toy, head_of, model_of, running, wait_for
+from tests.serve.common import SHAPE, Toy, head_of, running, wait_for
+from tests.serve.models import model_of
 
 
 @pytest.fixture
