@@ -9,7 +9,9 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -228,6 +230,50 @@ def test_mistakes_with_a_server(speaking, key, piped, options, said):
         words += key if word == "KEY" else [speaking.url if word == "URL" else word]
     code, out, err = piped(b"hi\n", *words, model=[])
     assert code == 2 and not out and said in err and err.count("\n") == 1
+
+
+EVENT = json.dumps({"choices": [{"delta": {"content": "half"}, "finish_reason": None}]})
+ANSWERED = [
+    (b"data: %s\n\n" % EVENT.encode(), "the server has left in the middle of its answer"),
+    (b"data: {\n\n", "the server's stream is no JSON"),
+    (b"data: []\n\n", "is not of OpenAI's API"),
+    (b'data: {"error": {"message": "no memory"}}\n\n', "the server: no memory"),
+]
+
+
+def test_servers_that_fail():
+    """In the middle of an answer; the chat is as before."""
+    contents = iter([b"<html>", *(answer for answer, _ in ANSWERED)])
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.answer(next(contents) if self.path == "/other/v1/models" else b'{"data": [{"id": "m"}]}')
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer(next(contents))
+
+        def answer(self, content):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        try:
+            with pytest.raises(GenerationError, match="/other/v1/models gives no list of models"):
+                ServerBackend(f"{url}/other")
+            chat = Conversation(ServerBackend(url))
+            for _, said in ANSWERED:
+                with pytest.raises(GenerationError, match=said):
+                    say(chat, "hi")
+                assert not chat.messages
+        finally:
+            server.shutdown()
 
 
 class Typist:

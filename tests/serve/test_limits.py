@@ -126,6 +126,16 @@ def test_a_model_without_logprobs_of_prompts(serve):
         assert server.idle()
 
 
+def test_tokens_that_come_fast_come_together(serve):
+    with serve(stream_interval=30) as server:
+        body = {"prompt": "def", "max_tokens": 60, "temperature": 0}
+        whole = server.post(**body).json()["choices"][0]["text"]
+        lines = server.post(**body, stream=True).text.split("\n\n")
+        events = [json.loads(line.removeprefix("data: "))["choices"][0] for line in lines[:-2]]
+        assert lines[-2] == "data: [DONE]" and 2 <= len(events) <= 3  # the first token, perhaps a second, and the rest
+        assert "".join(event["text"] for event in events) == whole and events[-1]["finish_reason"] == "length"
+
+
 def test_a_long_generation_ends_with_what_it_has(toy, serve):
     toy.delay = 0.02
     with serve(generation_timeout=0.3) as server:
