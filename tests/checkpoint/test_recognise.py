@@ -53,6 +53,10 @@ def test_names_of_another_format_are_said_to_be_so():
     )
 
 
+def test_names_that_a_format_had_earlier_are_its_own():
+    assert fitting("mindformers", foreign_shapes("alpha/2_6b", "official")).startswith("alpha/2_6b (")
+
+
 def test_a_few_missing_and_further_names_change_nothing():
     shapes = dict(foreign_shapes("pi/1b", "huggingface"))
     removed = dict(list(shapes.items())[3:]) | {"model.layers.0.extra": (3,)}
