@@ -50,7 +50,7 @@ def export(checkpoint: Checkpoint, output: Path, dtype: str, with_tokenizer: boo
     model = FAMILIES[config.model.family].gguf(config.model)
     tokenizer = checkpoint.tokenizer() if with_tokenizer else None
     keys = tokenizer_keys(tokenizer) if tokenizer else _NO_TOKENIZER
-    keys |= {f"{model.architecture}.{name}": value for name, value in model.fields.items()}
+    keys = keys | {f"{model.architecture}.{name}": value for name, value in model.fields.items()}
     tensors = tensors_of(model, checkpoint.stored())
     say(f"weights: {_change(tensors, dtype)}")
     absent = "left out" if checkpoint.tokenizer_path() else "the checkpoint has none"

@@ -113,10 +113,14 @@ def _candidates(family: str, naming: Format, shapes: Shapes) -> Iterator[_Candid
         canonical = naming.canonical_names("", shapes)
     except CheckpointError:  # one parameter under two spellings
         return
-    numbers = [int(match[1]) for name in canonical if (match := re.search(r"\.(\d+)\.", name))]
+    numbers = {int(match[1]) for name in canonical if (match := re.search(r"\.(\d{1,6})\.", name))}
+    last = max(numbers, default=0)
+    last = last if last < 2 * len(numbers) else len(numbers) - 1  # a stray number
+    if f"{family}/tiny" not in presets():
+        return
     small = load_config(f"{family}/tiny").model
     # The last layer is numbered like the others, or has another name.
-    for num_layers in sorted({max(numbers, default=0) + more for more in (1, 2)}):
+    for num_layers in (last + 1, last + 2):
         try:
             model = _with_layers(small, num_layers)
         except ValueError:

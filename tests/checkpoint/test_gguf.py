@@ -89,6 +89,7 @@ def test_float32_is_kept_bit_for_bit(variant, tmp_path, capsys):
         assert found[name].tensor_type.name == "F32"
         np.testing.assert_array_equal(found[name].data, array, err_msg=name)
     arch = "pangu-embedded" if variant == "openpangu" else "llama"
+    assert {name.partition(".")[0] for name in fields} == {"GGUF", "general", "tokenizer", arch}
     assert fields["general.architecture"] == arch and fields["general.file_type"] == 0
     assert fields["tokenizer.ggml.model"] == "none"
     sizes = {"vocab_size": 61, "context_length": 24, "block_count": 2, "attention.head_count": 4}

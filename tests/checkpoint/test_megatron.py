@@ -239,6 +239,19 @@ def test_fused_projections_need_a_version(tmp_path):
         merged(path)
 
 
+def test_one_tensor_under_two_names(tmp_path):
+    whole = parts(tensors(), 1, fused=0)[0]
+    query = tensors()["blocks.0.attention.query.weight"]
+    whole["transformer"]["layers.0.attention.query.weight"] = query
+    path = save(tmp_path / "w.pt", {"model": {"language_model": whole}, **notes(version=0)})
+    with pytest.raises(CheckpointError, match=r"attention.query.weight and .+query_key_value.weight; one is meant"):
+        merged(path)
+    whole = parts(tensors(), 1)[0]
+    whole["encoder"] = {"layers.0.self_attention.query.weight": query}
+    with pytest.raises(CheckpointError, match="stands there twice, under two spellings"):
+        merged(save(path, {"model": {"language_model": whole}}))
+
+
 def test_words_beyond_the_vocabulary_must_be_padding(tmp_path):
     for padded in (V + 2, 256 + 2):
         path = write(tmp_path / str(padded), parts(tensors(), 2, padded=padded))
@@ -358,6 +371,7 @@ def test_a_full_disk_in_the_middle(tmp_path, monkeypatch):
         convert.import_file(path, "megatron", config(), tmp_path / "ours")
     with pytest.raises(CheckpointError, match="no valid checkpoint"):
         store.open_checkpoint(tmp_path / "ours")
+    assert (tmp_path / "ours" / ".partial").is_dir()
     step = convert.import_file(path, "megatron", config(), tmp_path / "ours")
     assert_same(store.open_checkpoint(step).tensors(), tensors())
     assert not (tmp_path / "ours" / ".partial").exists()

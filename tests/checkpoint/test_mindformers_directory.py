@@ -12,6 +12,8 @@ import pytest
 from pangu_ms.checkpoint import convert, foreign, mindformers_directory, store
 from pangu_ms.cli.main import main
 from pangu_ms.core.errors import CheckpointError
+from pangu_ms.parallel.layout import Layout
+from tests.checkpoint import releases
 from tests.checkpoint.alpha_tensors import foreign_tensors, our_tensors
 from tests.checkpoint.common import SIZES, assert_same, small_config
 
@@ -133,6 +135,27 @@ def test_earlier_pangualpha_has_the_official_names(tmp_path):
     foreign.write_file(tmp_path / "pangualpha.ckpt", tensors)
     convert.import_file(tmp_path / "pangualpha.ckpt", "mindformers", small_config(3), tmp_path / "ours")
     assert_same(store.open_checkpoint(tmp_path / "ours").tensors(), our_tensors(3))
+
+
+def test_parts_of_ranks_with_their_strategy(tmp_path):
+    """The earlier form of MindFormers 1.8 and 1.9: rank_N/, without metadata.json."""
+    config = releases.small()
+    shapes = config.model.parameter_shapes()
+    tensors = {name: np.arange(np.prod(shape), dtype=np.float32).reshape(shape) for name, shape in shapes.items()}
+    axes = (("dp", 2), ("mp", 4))
+    layouts = {name: Layout(shape, axes, ((),) * len(shape)) for name, shape in shapes.items()}
+    layouts |= {name: Layout(shape, axes, (("mp",), ()), ("dp",)) for name, shape in shapes.items() if len(shape) == 2}
+    named = layouts | {f"adam_m.{name}": layout for name, layout in layouts.items()}
+    releases.write_strategy(tmp_path / "ckpt_strategy.ckpt", named)
+    for rank in range(8):
+        own = {name: np.ascontiguousarray(array[layouts[name].slices(rank)]) for name, array in tensors.items()}
+        own |= {f"adam_m.{name}": array * 0 for name, array in own.items()} | {"global_step": np.array(12, np.int32)}
+        path = tmp_path / f"checkpoint/rank_{rank}/pangu_alpha_rank_{rank}-1_12.safetensors"
+        foreign.write_file(path, own)
+    words = ["--from", "mindformers", "--strategy", str(tmp_path / "ckpt_strategy.ckpt"), "--config", "alpha/tiny"]
+    words += [*releases.OVERRIDES, "--output", str(tmp_path / "ours")]
+    assert main(["convert", str(tmp_path / "checkpoint"), *words]) == 0
+    assert_same(store.open_checkpoint(tmp_path / "ours").tensors(), tensors)
 
 
 def without(name):

@@ -76,11 +76,33 @@ def test_a_release_is_the_model(released, ours, tmp_path, capsys):
     assert_same(back, to_official(ours))
 
 
-def test_straight_to_another_plan_from_directories_of_ranks(released, ours, tmp_path):
-    for path in (released / "parts").iterdir():
-        rank = tmp_path / f"ranks/rank_{path.stem.removeprefix('filerted_')}"
+def to_directories_of_ranks(parts, root) -> None:
+    """The same parts as MindSpore's tools want them."""
+    for path in parts.iterdir():
+        rank = root / f"rank_{path.stem.removeprefix('filerted_')}"
         rank.mkdir(parents=True)
         (rank / "any.ckpt").hardlink_to(path)
+
+
+def test_mindspore_merges_the_parts_to_the_same_tensors(released, ours, tmp_path, mindspore_cpu):
+    import mindspore as ms
+
+    to_directories_of_ranks(released / "parts", tmp_path / "ranks")
+    names = {name: old_name(name) for name in to_official(ours)}
+    layouts = {
+        old: layout_of(name, array.shape) for (name, array), old in zip(to_official(ours).items(), names.values())
+    }
+    write_strategy(tmp_path / "strategy.ckpt", layouts)  # with the names of the parts, without aliases
+    ms.transform_checkpoints(str(tmp_path / "ranks"), str(tmp_path / "out"), "m", str(tmp_path / "strategy.ckpt"))
+    merged = ms.load_checkpoint(str(tmp_path / "out/rank_0/m0.ckpt"))
+    of_ours = store.open_checkpoint(imported(released, tmp_path / "ours")).tensors()
+    for name, array in to_official(of_ours).items():
+        if not name.endswith("embedding_table"):
+            np.testing.assert_array_equal(merged[names[name]].asnumpy(), array)
+
+
+def test_straight_to_another_plan_from_directories_of_ranks(released, ours, tmp_path):
+    to_directories_of_ranks(released / "parts", tmp_path / "ranks")
     words = command(released, "--output", tmp_path / "ours", *PLAN)
     words[1] = str(tmp_path / "ranks")
     assert main(words) == 0
