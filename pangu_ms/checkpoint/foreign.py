@@ -8,11 +8,13 @@ and only .npz and .ckpt files are written from memory.
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib import format as npy
 
 from pangu_ms.checkpoint import mindspore_shards, safetensors_file, store, torch_file
 from pangu_ms.checkpoint.lazy import InMemory, Readable, Stored
@@ -28,6 +30,7 @@ Given = Mapping[str, Readable | np.ndarray]
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # of a Hugging Face directory
 INDEX = f"{WEIGHTS}.index.json"  # says which of several files holds which tensor
 TORCH_WEIGHTS = "pytorch_model.bin"  # of an older directory
+_SHOWN = 5  # names listed
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -67,13 +70,13 @@ def weight_files(directory: Path) -> list[Path]:
             raise CheckpointError(f"{index}: not an index of weights ({error!r}); copy or download it again") from None
     if outside := [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]:
         raise CheckpointError(
-            f"{index}: names {outside[0]}; its files must lie in its directory; copy them there and correct the index"
+            f"{index}: names {outside[0]:.80}; its files must lie in its directory; copy them there and correct the index"
         )
     if missing := [name for name in names if not (directory / name).is_file()]:
         where = f"named in {index.name}" if index.is_file() else f"nor {index.name}; nor {TORCH_WEIGHTS}"
-        raise CheckpointError(
-            f"{directory}: holds no {', '.join(missing)} ({where}); copy or download the directory again"
-        )
+        shown = ", ".join(f"{name:.80}" for name in missing[:_SHOWN])
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        raise CheckpointError(f"{directory}: holds no {shown}{more} ({where}); copy or download the directory again")
     return [directory / name for name in names]
 
 
@@ -235,7 +238,11 @@ def _open_npz(path: Path) -> Stored:
 
 
 def _write_npz(path: Path, tensors: Given) -> None:
-    np.savez(path, **dict(_arrays(tensors)))
+    # numpy's savez leaves its archive open when the disk is full, and Python then prints a traceback.
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in _arrays(tensors):
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                npy.write_array(member, array, allow_pickle=False)
 
 
 def _write_safetensors(path: Path, tensors: Given) -> None:

@@ -10,6 +10,7 @@ Source: specification A7.2; MindFormers 1.0, research/pangualpha/convert_weight.
 """
 
 import dataclasses
+import os
 import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -108,12 +109,14 @@ def part_files(directory: Path, plan: SourcePlan, strategies: list[Path]) -> dic
     directory = Path(directory)
     if any(directory.glob("rank_*/")):
         return rank_files(directory, plan)
-    of_strategies = {path.resolve() for path in strategies}
+    of_strategies = {os.path.realpath(path) for path in strategies}
     found = _numbered(
         [
             path
             for path in sorted(directory.iterdir())
-            if path.suffix in SUFFIXES and path.resolve() not in of_strategies
+            if path.suffix in SUFFIXES
+            and not path.name.startswith(".")  # such as the ._NAME that macOS adds
+            and os.path.realpath(path) not in of_strategies
         ]
     )
     if not found:

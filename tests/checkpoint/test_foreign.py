@@ -64,9 +64,7 @@ def test_unknown_suffix(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # numpy's ZipFile tries to write once more
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 def test_full_disk_keeps_the_old_file(tmp_path, suffix):
     path = tmp_path / f"weights{suffix}"
     foreign.write_file(path, TENSORS)

@@ -348,8 +348,9 @@ def test_parts_are_written_as_they_are_read(tmp_path, count):
         assert len(words) == 128 and not words[V:].any()
         assert len(found) == 2 and all(array.shape == (S, E) for array in found.values())
     assert_same(merged(output)[0], ours)
-    with pytest.raises(ConfigError, match="--tensor-parallel 3: must divide model.num_heads=8 and"):
-        convert.export_file(step, "megatron", tmp_path / "three", tensor_parallel=3)
+    for count in (0, 3):
+        with pytest.raises(ConfigError, match=f"--tensor-parallel {count}: must divide model.num_heads=8 and"):
+            convert.export_file(step, "megatron", tmp_path / "others", tensor_parallel=count)
     assert not (tmp_path / "three").exists()
 
 

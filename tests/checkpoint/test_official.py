@@ -134,6 +134,7 @@ def test_parts_of_two_pipeline_stages(ours, tmp_path):
 
 
 def test_embeddings_may_lie_beside_the_parts(release, ours, tmp_path):
+    (release / "parts/._filerted_0.ckpt").write_bytes(b"macOS adds such files")
     rest = {"backbone.word_embedding.embedding_table": np.zeros((5, 16), np.float32)}
     rewrite(release / PART, lambda found: found | rest)  # of no account: the table replaces it
     for path in (release / "npy").iterdir():
@@ -222,6 +223,10 @@ DAMAGE = {
         lambda root: rewrite(root / PART, lambda found: found | {"backbone.layernorm.gamma": np.zeros(3, np.float32)}),
         "filerted_5.ckpt: rank 5 has backbone.layernorm.gamma as F32 [3]; must be F32 [16]",
     ),
+    "symbolic links in a ring": (
+        lambda root: (root / PART).unlink() or (root / PART).symlink_to(root / PART),
+        "filerted_5.ckpt: not a whole MindSpore checkpoint",
+    ),
     "unknown tensor": (
         lambda root: rewrite(root / PART, lambda found: found | {"backbone.adapter.weight": np.zeros(3, np.float32)}),
         "does not name backbone.adapter.weight, which",
@@ -281,11 +286,14 @@ def test_md5_of_the_parts(release, tmp_path, capsys):
         assert main(command(release, "--output", tmp_path / "b", "--md5", tmp_path / "md5")) == 2
         assert message in capsys.readouterr().err
         assert not (tmp_path / "b").exists()
+        assert main(command(release, "--dry-run", "--md5", tmp_path / "md5")) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--max-shard-size", "2GB"], "--max-shard-size goes with --to"),
         (["--md5", "list"], "--embeddings and --md5 go with --strategy"),
         (["--strategy", "file"], "--strategy needs --config NAME"),
         (["--dry-run"], "official weights are one file, or parts with a --strategy"),
@@ -298,9 +306,45 @@ def test_options_that_do_not_go_together(released, tmp_path, capsys, words, mess
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("gguf", "gguf: unknown format; alpha weights are known as official, "),
+        ("megatron", "--strategy is of parts that MindSpore saved, with official names or those of mindformers; name"),
+        ("huggingface", "or leave --strategy out for huggingface"),
+    ],
+)
+def test_parts_of_another_format(released, tmp_path, capsys, source, message):
+    words = [source if word == "official" else word for word in command(released, "--output", tmp_path / "x")]
+    assert main(words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_directory_in_an_unknown_format(released, tmp_path, capsys):
+    assert main(["convert", str(released / "parts"), "--from", "gguf", "--output", str(tmp_path / "x")]) == 2
+    assert "gguf: unknown format; weights are read as official, " in capsys.readouterr().err
+
+
 def imported(root, output, **options):
     parts = Parts([root / "pangu_ckpt_strategy.ckpt"], root / "npy")
     return convert.import_file(root / "parts", "official", small(*PLAN), output, sharded=True, parts=parts, **options)
+
+
+def test_an_interrupted_run_compares_with_another_list_again(release, tmp_path, monkeypatch):
+    first, other, *_ = sorted((release / "parts").iterdir())
+    parts = Parts([release / "pangu_ckpt_strategy.ckpt"], release / "npy", tmp_path / "md5")
+    (tmp_path / "md5").write_text(list_of(release, first))
+    with monkeypatch.context() as patch:
+
+        def stop(*args):
+            raise OSError(28, "No space left on device")
+
+        patch.setattr(convert.reshard, "reshard", stop)
+        with pytest.raises(OutputError):
+            convert.import_file(release / "parts", "official", small(), tmp_path / "ours", parts=parts)
+    (tmp_path / "md5").write_text("0" * 32 + f"  {other.name}\n")
+    with pytest.raises(CheckpointError, match="has MD5"):
+        convert.import_file(release / "parts", "official", small(), tmp_path / "ours", parts=parts)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
