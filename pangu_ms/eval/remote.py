@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, TypeVar
 
 import httpx
@@ -26,6 +26,7 @@ CONNECTIONS = 8
 """Requests at a time: as many as a server has slots by default."""
 _TRIES, _LONGEST_WAIT_S = 6, 30.0
 _BUSY = (429, 503)
+_KEPT_TEXTS = 4096  # whose tokens are remembered
 _UNKNOWN_SIZE = 2**31 - 1  # of a vocabulary
 
 
@@ -109,6 +110,8 @@ class RemoteTokenizer:
     def __init__(self, connection: Connection, model: str, card: dict[str, Any]):
         """`card` is what the server says of the model in /v1/models."""
         self._connection, self._model, self._card = connection, model, card
+        # Candidates share their contexts.
+        self._ids = lru_cache(_KEPT_TEXTS)(self._ask)
 
     @cached_property
     def _first_ids(self) -> list[int]:
@@ -140,8 +143,11 @@ class RemoteTokenizer:
 
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of a text that the model is to continue."""
+        return list(self._ids(text))
+
+    def _ask(self, text: str) -> list[int]:
         answer = self._connection.ask("/tokenize", {"model": self._model, "prompt": text})
-        return list(self._connection.field(answer, "tokens", list))
+        return self._connection.field(answer, "tokens", list)
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """The same of several texts, without what begins each prompt."""

@@ -116,6 +116,23 @@ def test_straight_to_another_plan_from_directories_of_ranks(released, ours, tmp_
         assert_same(file, {name: ours[name][part] for name, part in own.items()})
 
 
+def test_parts_of_two_pipeline_stages(ours, tmp_path):
+    """Ranks 0 to 3 have the tables and the first block, 4 to 7 the rest, by a strategy file for each."""
+    (tmp_path / "parts").mkdir()
+    strategies = [tmp_path / f"stage{stage}.ckpt" for stage in (0, 1)]
+    for stage, strategy in enumerate(strategies):
+        first = ("backbone.embedding", "backbone.top_query_embedding", "backbone.blocks.0.")
+        here = {name: array for name, array in to_official(ours).items() if name.startswith(first) == (stage == 0)}
+        layouts = {name: layout_of(name, array.shape, 2, 2) for name, array in here.items()}
+        write_strategy(strategy, layouts, stage)
+        for local in range(4):
+            held = {name: np.ascontiguousarray(here[name][layout.slices(local)]) for name, layout in layouts.items()}
+            (tmp_path / "parts" / f"w{4 * stage + local}.ckpt").write_bytes(ckpt(held.items()))
+    output = tmp_path / "ours"
+    convert.import_file(tmp_path / "parts", "official", small(), output, parts=Parts(strategies))
+    assert_same(store.open_checkpoint(output).tensors(), ours)
+
+
 def test_embeddings_may_lie_beside_the_parts(release, ours, tmp_path):
     rest = {"backbone.word_embedding.embedding_table": np.zeros((5, 16), np.float32)}
     rewrite(release / PART, lambda found: found | rest)  # of no account: the table replaces it

@@ -13,7 +13,7 @@ import yaml
 
 from pangu_ms.cli import harness
 from pangu_ms.cli.main import main
-from pangu_ms.core.errors import DataError, GenerationError
+from pangu_ms.core.errors import ConfigError, DataError, GenerationError
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.eval.tasks.encoding import encode_parts
 from pangu_ms.infer.scoring import ContinuationScore, Item
@@ -383,6 +383,18 @@ def test_unknown_tasks_and_missing_data_are_one_line(toy, own_tasks, tmp_path, m
     with pytest.raises(DataError, match="gone: .*cannot be loaded") as error:
         run(toy, ["gone"], task_manager(["gone"], tmp_path), Settings(), progress=False)
     assert "\n" not in str(error.value) and toy.asked == before
+
+
+def test_tasks_that_need_a_word_of_the_user(toy, own_tasks, tmp_path):
+    """Code of the model is not run unasked; and a task that is named twice counts once or not at all."""
+    with pytest.raises(ConfigError, match="--tasks: Duplicate task 'one'.*name it once"):
+        run(toy, ["one", "both"], task_manager(["one", "both"], own_tasks), Settings(), progress=False)
+    text = (own_tasks / "one.yaml").read_text().replace("task: one", "task: risky\nunsafe_code: true")
+    (tmp_path / "risky.yaml").write_text(text)
+    manager = task_manager(["risky"], tmp_path)
+    with pytest.raises(ConfigError, match="risky which is marked as unsafe.*; add --confirm-run-unsafe-code"):
+        run(toy, ["risky"], manager, Settings(), progress=False)
+    run(toy, ["risky"], manager, Settings(limit=1, confirm_run_unsafe_code=True), progress=False)
 
 
 def test_without_the_extra_the_command_says_how_to_get_it(monkeypatch, capsys):

@@ -66,11 +66,12 @@ def expected_perplexity(checkpoint, tokenizer):
 def test_scores_are_metrics_of_the_run(records, files, tiny_overrides, tmp_path):
     # Dropout, which a step switches on, must not be on while the model is scored.
     config = config_with(files, [*tiny_overrides, "model.dropout=0.2", "train.keep_checkpoints=0"], "texts", "names")
-    train(config, records, tmp_path / "run", progress=False)
+    result = train(config, records, tmp_path / "run", progress=False)
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     scored = [line for line in lines if "task/texts/perplexity" in line]
     assert [line["step"] for line in scored] == [5, 11]
     assert all(line["task/names/accuracy"] in (0.0, 25.0, 50.0, 75.0, 100.0) for line in scored)
+    assert result.task_scores == {name: value for name, value in scored[-1].items() if name != "step"}
     tokenizer = Tokenizer.load(records.parent / "tokenizer")
     for line in scored:
         checkpoint = open_checkpoint(step_path(tmp_path / "run/checkpoints", line["step"] + 1))

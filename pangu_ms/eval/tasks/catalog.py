@@ -10,6 +10,8 @@ from pangu_ms.core.errors import ConfigError, DataError
 from pangu_ms.eval.tasks.metrics import METRICS
 from pangu_ms.eval.tasks.task import Data, Task, read_task
 
+_WITHOUT_FILE = ("needle",)
+"""Readers that make items if there is no file."""
 DEFINITIONS = Path(__file__).with_name("definitions")
 
 
@@ -98,6 +100,8 @@ def read_rows(task: Task, directory: Path | None, split: str = "") -> Rows:
         near = difflib.get_close_matches(data.reader, READERS, 1, 0.5) or sorted(READERS)
         raise ConfigError(f"{task.name}: data.reader={data.reader}: no such reader; did you mean {near[0]}?")
     path = _file_of(task, directory, split)
+    if path is None and data.reader not in _WITHOUT_FILE:
+        raise ConfigError(f"{task.name}: data.splits.{split}.files: reader {data.reader} reads a file; name one there")
     try:
         rows = READERS[data.reader](path, **data.options)
     except TypeError as error:

@@ -284,6 +284,10 @@ def test_what_is_told_before_a_model_is_loaded(tmp_path, data, tasks):
             {"data": {"options": {"x": 1}}},
             "colour: data.options: .* unexpected keyword argument 'x'; mend the task file",
         ),
+        (
+            {"data": {"splits": {"dev": {}, "train": {}}}},
+            "colour: data.splits.dev.files: reader lines reads a file; name",
+        ),
         ({"shots": {"split": "test"}}, "colour: has no split test; it has dev, train; mend the task file"),
     ],
 )
