@@ -26,6 +26,7 @@ TASKS = {
         "choices": {"labels": {0: "alpha", 1: "beta"}},
         "metrics": ["accuracy"],
     },
+    "guesses": {"type": "perplexity", "context": "a", "continuation": "{sentence}", "metrics": ["accuracy"]},
     "answers": {"type": "generation", "context": "{sentence}", "gold": "sentence", "metrics": ["f1"]},
 }
 ROWS = [{"id": i, "sentence": f"alpha_{i}(beta)", "label": i % 2} for i in range(5)]
@@ -82,6 +83,7 @@ def test_scores_are_metrics_of_the_run(records, files, tiny_overrides, tmp_path)
     [
         (["texts"], {"data": "/nowhere"}, DataError, "/nowhere: no such directory"),
         (["answers"], {}, ConfigError, "train.eval_tasks: answers is a task of generation"),
+        (["guesses"], {}, ConfigError, "metric accuracy: is for type choice, the task is of type perplexity"),
         (["absent"], {}, ConfigError, "absent.yaml"),
     ],
 )

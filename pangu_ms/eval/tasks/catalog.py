@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_ms.core.errors import ConfigError, DataError
+from pangu_ms.eval.tasks.metrics import METRICS
 from pangu_ms.eval.tasks.task import Data, Task, read_task
 
 _WITHOUT_FILE = ("needle",)
@@ -49,6 +50,20 @@ def find_tasks(names: Sequence[str], own: Iterable[Path] = ()) -> list[Task]:
                 raise ConfigError(f"--tasks {name}: no such task; {hint} A file of your own is named by --task-file")
             tasks[name] = read_task(known[stem], variant)
     return list(tasks.values())
+
+
+def require_metrics(task: Task) -> None:
+    """Raise ConfigError if a metric of a task does not exist, or reads predictions of another type of tasks: where both
+    the prediction and what is right are missing, they would count as equal."""
+    of_type = [name for name, metric in METRICS.items() if metric.task_type == task.type]
+    for name in (*task.metrics, *task.published):
+        if name not in METRICS:
+            raise ConfigError(f"{task.name}: metric {name}: unknown; known: {', '.join(METRICS)}; mend the task file")
+        if name not in of_type:
+            raise ConfigError(
+                f"{task.name}: metric {name}: is for type {METRICS[name].task_type}, the task is of type {task.type};"
+                f" known for it: {', '.join(of_type)}; mend the task file"
+            )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 from pangu_ms.core import files, format_version
 from pangu_ms.core.errors import ConfigError, DataError, GenerationError, OutputError
 from pangu_ms.core.progress import progress_bar
-from pangu_ms.eval.tasks.catalog import Rows, read_rows
+from pangu_ms.eval.tasks.catalog import Rows, read_rows, require_metrics
 from pangu_ms.eval.tasks.encoding import Encoder, require_spelling
 from pangu_ms.eval.tasks.metrics import METRICS
 from pangu_ms.eval.tasks.model import EvaluatedModel
@@ -91,12 +91,13 @@ def prepare(
             is, what needs them.
 
     Raises:
-        ConfigError: a task names an unknown reader, split or metric, or no task has such demonstrations.
+        ConfigError: a task names an unknown reader or split, or a metric that is not for its type, or no task has such
+            demonstrations.
         DataError: a file is missing or wrong, or an item makes no prompt.
     """
     sections, notes = [], list[str]()
     for task in tasks:
-        _require_metrics(task)
+        require_metrics(task)
         shots = [one for one in settings.shots if one == 0 or task.shots.few] or [0]
         if shots != list(settings.shots):
             notes.append(f"{task.name}: has no demonstrations; it is asked without")
@@ -134,12 +135,6 @@ def _sections(
         for seed in _seeds(task, number, settings.seeds):
             prompts = make_prompts(task, rows, number, seed or 0, shown, indices)
             yield Section(task, number, seed, prompts, len(rows))
-
-
-def _require_metrics(task: Task) -> None:
-    for name in [*task.metrics, *task.published]:
-        if name not in METRICS:
-            raise ConfigError(f"{task.name}: metric {name}: unknown; known: {', '.join(METRICS)}; mend the task file")
 
 
 def _draws(task: Task, shots: Sequence[Shots]) -> bool:

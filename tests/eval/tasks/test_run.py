@@ -275,6 +275,10 @@ def test_what_is_told_before_a_model_is_loaded(tmp_path, data, tasks):
     ("change", "message"),
     [
         ({"metrics": ["acuracy"]}, "colour: metric acuracy: unknown; known: "),
+        (
+            {"metrics": ["f1"]},
+            "colour: metric f1: is for type generation, the task is of type choice; known for it: acc",
+        ),
         ({"data": {"reader": "line"}}, "colour: data.reader=line: no such reader; did you mean lines?"),
         (
             {"data": {"options": {"x": 1}}},
