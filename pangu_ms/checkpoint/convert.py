@@ -139,7 +139,7 @@ def import_file(
         partial = None
         if parts or naming.tensor_parallel:
             identity = {"state": state, "config": dump_config(config), "dtype": dtype, "sharded": sharded}
-            identity |= {"files": _stamps(weights.files), "tokenizer": tokenizer and str(Path(tokenizer).resolve())}
+            identity |= {"files": _stamps(weights.files), "tokenizer": _hashes(copy)}
             partial = stack.enter_context(open_partial(output, identity))
             if parts and parts.md5:
                 _check_md5(weights, parts.md5, say, progress, partial)
@@ -263,6 +263,11 @@ def _check_md5(weights: Weights, md5: Path, say: Say, progress: bool = False, pa
 def _stamps(read: list[Path]) -> list[list[Any]]:
     """Name, size and time of change of each file: whether they are still the same files."""
     return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in read]
+
+
+def _hashes(tokenizer: Path | None) -> dict[str, str]:
+    """SHA-256 of each file of a tokenizer directory."""
+    return {path.name: files.sha256_file(path) for path in sorted(tokenizer.iterdir())} if tokenizer else {}
 
 
 def _announced(where: str, tensors: Stored, dtype: str, tables: set[str], say: Say) -> Stored:

@@ -70,7 +70,8 @@ def weight_files(directory: Path) -> list[Path]:
             raise CheckpointError(f"{index}: not an index of weights ({error!r}); copy or download it again") from None
     if outside := [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]:
         raise CheckpointError(
-            f"{index}: names {outside[0]:.80}; its files must lie in its directory; copy them there and correct the index"
+            f"{index}: names {outside[0]:.80}; its files must lie in its directory; copy them there and correct the"
+            " index"
         )
     if missing := [name for name in names if not (directory / name).is_file()]:
         where = f"named in {index.name}" if index.is_file() else f"nor {index.name}; nor {TORCH_WEIGHTS}"

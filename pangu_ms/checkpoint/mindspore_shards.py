@@ -5,6 +5,7 @@ Source: checkpoint.proto and _write_parameter_data in mindspore/train/serializat
 that mindspore.transform_checkpoints reads.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -100,7 +101,7 @@ class SourcePlan:
             _require_fits(file, read[0], stages)
             stages |= file.stages
         if set(stages) != set(range(len(stages))):
-            missing = min(set(range(max(stages))) - set(stages))
+            missing = next(stage for stage in itertools.count() if stage not in stages)
             found = f"stages {sorted(stages)} are there, {missing} is not"
             raise PlanError(f"{paths[0]}: {found}; a file for each stage is needed, or a merged one; name all of them")
         return cls(stages, read[0].stage_size)

@@ -182,6 +182,13 @@ def deeper(release) -> None:
     write_strategy(release / "pangu_ckpt_strategy.ckpt", layouts)
 
 
+def stage_far_away(release) -> None:
+    """A merged strategy file of stages 0 and 500,000,000."""
+    layouts = {old_name(official_name(name)): shape for name, shape in small().model.parameter_shapes().items()}
+    named = {f"{n}-{name}": layout_of(name, shape) for n in (0, 500_000_000) for name, shape in layouts.items()}
+    write_strategy(release / "pangu_ckpt_strategy.ckpt", named)
+
+
 def list_of(release, *files) -> str:
     return "".join(f"{hashlib.md5(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files)
 
@@ -210,6 +217,7 @@ DAMAGE = {
         lambda root: shutil.copy(root / PART, root / "parts/more.ckpt"),
         "more.ckpt: has no number; the parts of a release are NAME_0.ckpt",
     ),
+    "a stage far away": (stage_far_away, "stages [0, 500000000] are there, 1 is not"),
     "another strategy": (deeper, "the strategy has 4 numbered blocks, the parts have 2); must be of the same model"),
     "another step": (
         lambda root: rewrite(root / PART, lambda found: found | {"step_num": np.array(71, np.int32)}),
