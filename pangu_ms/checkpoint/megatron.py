@@ -13,6 +13,7 @@ fuse them, in an order that `checkpoint_version` says.
 Source: specification A7.4.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -186,10 +187,11 @@ def parts_of(path: Path) -> list[Path]:
         found[int(match[1])] = entry
     if not found:
         return [_only_file(directory)]
-    if missing := sorted(set(range(max(found))) - found.keys()):
+    missing = next(rank for rank in itertools.count() if rank not in found)
+    if missing < max(found):
         raise CheckpointError(
-            f"{directory}: holds parts {', '.join(map(str, sorted(found)))}, and not {missing[0]}; all are needed; add"
-            f" mp_rank_{missing[0]:02d}"
+            f"{directory}: holds parts {', '.join(map(str, sorted(found)))}, and not {missing}; all are needed; add"
+            f" mp_rank_{missing:02d}"
         )
     return [_only_file(found[rank]) if found[rank].is_dir() else found[rank] for rank in sorted(found)]
 
