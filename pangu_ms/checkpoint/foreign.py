@@ -124,7 +124,7 @@ def write_directory(
     shards = dict(store.shards(Path(WEIGHTS).stem, sizes, max_shard_bytes))
     with files.new_directory(directory) as temporary:
         for file, names in shards.items():
-            _write_safetensors(temporary / file, {name: tensors[name] for name in names})
+            write_safetensors(temporary / file, {name: tensors[name] for name in names})
         if len(shards) > 1:
             weight_map = {name: file for file, names in shards.items() for name in names}
             files.write_json(
@@ -246,7 +246,8 @@ def _write_npz(path: Path, tensors: Given) -> None:
                 npy.write_array(member, array, allow_pickle=False)
 
 
-def _write_safetensors(path: Path, tensors: Given) -> None:
+def write_safetensors(path: Path, tensors: Given) -> None:
+    """Write tensors to a new .safetensors file, each piece when it is read; the caller makes the file atomic."""
     stored = _stored(tensors)
     with open(path, "wb") as file:
         file.writelines(
@@ -260,5 +261,5 @@ def _write_safetensors(path: Path, tensors: Given) -> None:
 _FORMATS = {
     ".ckpt": (_open_indexed, _write_ckpt),
     ".npz": (_open_npz, _write_npz),
-    ".safetensors": (_open_indexed, _write_safetensors),
+    ".safetensors": (_open_indexed, write_safetensors),
 }

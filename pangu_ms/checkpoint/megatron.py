@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from pangu_ms.checkpoint import foreign, safetensors_file, torch_file
+from pangu_ms.checkpoint import foreign, torch_file
 from pangu_ms.checkpoint.lazy import Readable, Slices, Stored
 from pangu_ms.checkpoint.pickle_values import Opaque
 from pangu_ms.checkpoint.safetensors_file import Spec
@@ -133,13 +133,9 @@ def write_parts(directory: Path, tensors: Stored, naming: Format, model: ModelCo
         for rank in range(count):
             path = temporary / f"mp_rank_{rank:02d}" / "model.safetensors"
             path.parent.mkdir()
-            _write(path, {name: _slice_of(tensor, axes[name], rank, count) for name, tensor in tensors.items()})
-
-
-def _write(path: Path, tensors: Stored) -> None:
-    specs = {name: tensor.spec for name, tensor in tensors.items()}
-    with open(path, "wb") as file:
-        file.writelines(safetensors_file.encode_pieces(specs, lambda name: tensors[name].pieces(tensors[name].all)))
+            foreign.write_safetensors(
+                path, {name: _slice_of(tensor, axes[name], rank, count) for name, tensor in tensors.items()}
+            )
 
 
 def _slice_of(tensor: Readable, axes: tuple[str, ...], rank: int, count: int) -> Readable:

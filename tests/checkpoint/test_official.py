@@ -338,21 +338,46 @@ def imported(root, output, **options):
     return convert.import_file(root / "parts", "official", small(*PLAN), output, sharded=True, parts=parts, **options)
 
 
+def interrupt(monkeypatch, run) -> None:
+    """Let a conversion end at a full disk when it has written its small files."""
+
+    def full(self, wanted):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match="run the same command again"):
+        patch.setattr(sharded.StoredTensor, "read", full)
+        run()
+
+
 def test_an_interrupted_run_compares_with_another_list_again(release, tmp_path, monkeypatch):
     first, other, *_ = sorted((release / "parts").iterdir())
     parts = Parts([release / "pangu_ckpt_strategy.ckpt"], release / "npy", tmp_path / "md5")
-    (tmp_path / "md5").write_text(list_of(release, first))
-    with monkeypatch.context() as patch:
 
-        def stop(*args):
-            raise OSError(28, "No space left on device")
-
-        patch.setattr(convert.reshard, "reshard", stop)
-        with pytest.raises(OutputError):
-            convert.import_file(release / "parts", "official", small(), tmp_path / "ours", parts=parts)
-    (tmp_path / "md5").write_text("0" * 32 + f"  {other.name}\n")
-    with pytest.raises(CheckpointError, match="has MD5"):
+    def run(md5: str, part: Path) -> None:
+        (tmp_path / "md5").write_text(f"{md5}  {part.name}\n")
         convert.import_file(release / "parts", "official", small(), tmp_path / "ours", parts=parts)
+
+    interrupt(monkeypatch, lambda: run(hashlib.md5(first.read_bytes()).hexdigest(), first))
+    with pytest.raises(CheckpointError, match=f"{other.name}: has MD5"):
+        run("0" * 32, other)
+
+
+def test_an_interrupted_run_goes_on_with_its_tokenizer_only(released, tmp_path, monkeypatch):
+    class Saved:
+        """What the conversion needs of a tokenizer."""
+
+        content = "one"
+
+        def save(self, path: Path) -> None:
+            path.mkdir()
+            (path / "tokenizer.json").write_text(self.content)
+
+    monkeypatch.setattr(convert, "_tokenizer_of", lambda *_: Saved())
+    monkeypatch.setattr(convert, "_describe_tokenizer", lambda _: "a tokenizer")
+    interrupt(monkeypatch, lambda: imported(released, tmp_path / "ours"))
+    Saved.content = "two"
+    with pytest.raises(OutputError, match="holds an interrupted conversion of other files or with other options"):
+        imported(released, tmp_path / "ours")
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
