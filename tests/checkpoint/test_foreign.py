@@ -184,7 +184,8 @@ def test_shapes_that_no_array_has(tmp_path, shape):
     for name in ("w.safetensors", "w.ckpt"):
         with pytest.raises(CheckpointError) as error:
             foreign.read_file(tmp_path / name)
-        assert ("dimensions, more than 32" in str(error.value)) == (len(shape) > 32) and len(str(error.value)) < 500
+        message = "dimensions, more than 32" if len(shape) > 32 else ": shape ["
+        assert message in str(error.value) and len(str(error.value)) < 500
 
 
 def test_a_header_that_names_a_tensor_twice(tmp_path):
