@@ -208,11 +208,11 @@ def _ckpt_values(raw: np.ndarray) -> Iterator[tuple[str, Spec, tuple[int, int]]]
         if type_name == _TEXT:
             continue
         dims = tuple(signed(size) for key, size in tensor if key == _DIMS)
-        if min(dims, default=0) < 0:
-            raise ValueError(f"dims {list(dims)}")
+        name = bytes(content(parts[_TAG])).decode()
+        safetensors_file.require_possible(name, dims)
         data = np.frombuffer(content(fields[_CONTENT]), np.uint8)
         spec = Spec(_CODES[type_name.decode()], () if dims == (0,) else dims)  # MindSpore gives a scalar dims of (0,)
-        yield bytes(content(parts[_TAG])).decode(), spec, (data.ctypes.data - start, data.size)
+        yield name, spec, (data.ctypes.data - start, data.size)
 
 
 def _singles(pairs: Iterable[tuple[int, int | Bytes]]) -> dict[int, int | Bytes]:

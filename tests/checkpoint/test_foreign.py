@@ -177,6 +177,18 @@ def test_a_header_that_the_library_refuses(tmp_path, header, size):
         safetensors_file.read(path)
 
 
+@pytest.mark.parametrize("shape", [[1] * 33, [1 << 62] * 200_000, [1 << 63, 0]])
+def test_shapes_that_no_array_has(tmp_path, shape):
+    """The product of so many large numbers would take hours."""
+    header = json.dumps({"a": {"dtype": "U8", "shape": shape, "data_offsets": [0, 1]}})
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(1))
+    (tmp_path / "w.ckpt").write_bytes(ckpt(bytes(4), shape))
+    for name in ("w.safetensors", "w.ckpt"):
+        with pytest.raises(CheckpointError) as error:
+            foreign.read_file(tmp_path / name)
+        assert ("dimensions, more than 32" in str(error.value)) == (len(shape) > 32) and len(str(error.value)) < 500
+
+
 def test_a_header_that_names_a_tensor_twice(tmp_path):
     header = json.dumps(SOUND)[:-1] + ',"a":' + json.dumps(SOUND["a"]) + "}"
     (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(4))
