@@ -190,8 +190,7 @@ class Run:
         self.described: dict[str, Any] = json.loads(json.dumps(described))  # as it will be read again
 
     def __enter__(self) -> "Run":
-        if not self.directory.is_dir():
-            files.require_free(self.directory)
+        self._require_no_other_content()
         with files.writing(self.directory / RUN):
             self.directory.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.directory / _LOCK, "ab")
@@ -205,6 +204,17 @@ class Run:
 
     def __exit__(self, *error: object) -> None:
         self._lock.close()
+
+    def _require_no_other_content(self) -> None:
+        if not self.directory.is_dir():
+            files.require_free(self.directory)
+        elif not (self.directory / RUN).exists():
+            others = [one.name for one in self.directory.iterdir() if not one.name.startswith(".")]
+            if others and not (self.directory / RUN).exists():  # which another process may have begun meanwhile
+                raise OutputError(
+                    f"{self.directory}: exists with other content ({others[0]}); nothing is overwritten; name a new"
+                    " --output or remove it"
+                )
 
     def _hold(self) -> None:
         """Lock the directory; the kernel unlocks it when the process dies."""
@@ -221,13 +231,6 @@ class Run:
         """Add the sections to those that are there."""
         path = self.directory / RUN
         if not path.exists():
-            others = [one.name for one in self.directory.iterdir() if not one.name.startswith(".")]
-            if others:
-                (self.directory / _LOCK).unlink()
-                raise OutputError(
-                    f"{self.directory}: exists with other content ({others[0]}); nothing is overwritten; name a new"
-                    " --output or remove it"
-                )
             files.write_json(path, self.described)
             return
         found = read_run(self.directory)
