@@ -14,7 +14,7 @@ from pangu_ms.cli import run_mindir
 from pangu_ms.cli.main import main
 from pangu_ms.core.errors import ExportError, OutputError
 from pangu_ms.export.package import Package, read_key
-from tests.export.common import copy_of, load_packages_once, replay_here, replay_in_this_process, reseal
+from tests.export.common import copy_of, replay_here, replay_in_this_process, reseal
 from tests.infer.pi_checkpoint import reference_logits, save_pi_checkpoint
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
@@ -257,7 +257,6 @@ def test_a_directory_that_is_no_package(tmp_path):
 
 def test_an_encrypted_package_needs_its_key(trained_run, loaded, continued, tmp_path, capsys, monkeypatch):
     replay_in_this_process(monkeypatch)
-    load_packages_once(monkeypatch)
     key, wrong = tmp_path / "key", tmp_path / "wrong"
     key.write_text("0123456789abcdef\n")
     wrong.write_text("0123456789abcdeX\n")

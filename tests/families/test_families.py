@@ -152,7 +152,7 @@ def test_its_plan_is_executed(tiny, overrides, capsys):
     assert found["agrees"] and len(found["losses"]) == 2
 
 
-@COSTLY
+@EVALUATED
 def test_its_collapse_is_measured(run, trained_config, records, capsys):
     found = answer(capsys, "analyze", "collapse", run, "--data", records, "--max-batches", 1)
     layers = found["checkpoints"][0]["layers"]
