@@ -105,7 +105,7 @@ def _run(args: Namespace) -> int:
         if error.name != "lm_eval":
             raise
         raise GenerationError(f"lm-eval is not there; {EXTRA}") from None
-    names = [name for name in args.tasks.split(",") if name]
+    names = [name.strip() for name in args.tasks.split(",") if name.strip()]
     manager = task_manager(names, args.include_path)
     manager.target_delimiter = args.target_delimiter
     model = open_model(args)

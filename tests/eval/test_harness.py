@@ -430,7 +430,7 @@ def test_the_command_exports_and_scores(toy, data, own_tasks, tmp_path, monkeypa
     assert len(samples) == 4 and json.loads(samples[0])["acc_tokens"] in (0.0, 1.0)
     assert main(["harness", "run", *words, "--num-fewshot", "2"]) == 0
     assert "--num-fewshot 2: 2 tasks keep the number of demonstrations" in capsys.readouterr().err
-    assert main(["harness", "run", "model", "--tasks", "one", "--include-path", str(own_tasks), "--json"]) == 0
+    assert main(["harness", "run", "model", "--tasks", "one, ", "--include-path", str(own_tasks), "--json"]) == 0
     assert "acc_tokens,none" in json.loads(capsys.readouterr().out)["results"]["one"]
 
 

@@ -246,6 +246,7 @@ class Run:
                     f"{path}: {name} is there with other {', '.join(wrong)}; give the same data, task file and options"
                     " to go on, or name a new --output"
                 )
+            _require_same_items(path, name, own, known)
         if len(known) > len(found["sections"]):
             files.write_json(path, found | {"sections": known})
 
@@ -293,6 +294,17 @@ class Run:
         found = summarize(self.directory)
         files.write_json(self.directory / "results.json", found)
         return found
+
+
+def _require_same_items(path: Path, name: str, section: dict[str, Any], known: dict[str, Any]) -> None:
+    """Raise GenerationError unless the seeds of a task have the same items: their scores are averaged item by item."""
+    for other, described in known.items():
+        same = described["task"]["name"] == section["task"]["name"] and described["shots"] == section["shots"]
+        if same and any(described[key] != section[key] for key in ("items", "gold")):
+            raise GenerationError(
+                f"{path}: {other} has other items than {name}, and all seeds of a task must have the same ones; give"
+                " the same data and --limit, or name a new --output"
+            )
 
 
 def _asked(described: dict[str, Any]) -> dict[str, Any]:
