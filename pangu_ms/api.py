@@ -98,7 +98,7 @@ def train(
 
     Returns:
         How the session ended: `step`, `loss` (nats per token), `held_out` (its `loss` and `perplexity`),
-        `tokens_per_second`, `compile_seconds`, `cache_hit`, `skipped`, `stopped_by`, `saved`.
+        `tokens_per_second`, `compile_seconds`, `cache_hit`, `skipped`, `stopped_by`, `saved`, `task_scores`.
 
     Raises:
         ConfigError: the checkpoint to resume is of another run, or this machine lacks the device.

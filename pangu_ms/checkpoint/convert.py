@@ -139,10 +139,10 @@ def import_file(
         partial = None
         if parts or naming.tensor_parallel:
             identity = {"state": state, "config": dump_config(config), "dtype": dtype, "sharded": sharded}
-            identity |= {"files": _stamps(weights.files), "tokenizer": tokenizer and str(Path(tokenizer).resolve())}
+            identity |= {"files": _stamps(weights.files), "tokenizer": _hashes(copy)}
             partial = stack.enter_context(open_partial(output, identity))
-            if parts:
-                _check_md5(partial, weights, parts, say, progress)
+            if parts and parts.md5:
+                _check_md5(weights, parts.md5, say, progress, partial)
             if partial.finished:
                 say(f"goes on after {len(partial.finished)} files that are there already")
         made = reshard.Source(str(path), 0, {store.MODEL: tensors}, store.state_bytes(state), copy)
@@ -166,6 +166,8 @@ def import_map(
     config = _config_of(path, source, config, parts)
     naming = _format(config, source)
     weights = _open(path, source, naming, config.model, parts, False, say=_log.info)
+    if parts and parts.md5:
+        _check_md5(weights, parts.md5, _log.info)
     naming = naming.of_names(weights.stored)
     tensors = lazy.cast(str(path), weights.to_ours(naming, config), dtype, _tables(config.model))
     found = naming.canonical_names(str(path), weights.stored)
@@ -189,6 +191,10 @@ def import_map(
 
 
 def _config_of(path: Path, source: str, config: RunConfig | None, parts: Parts | None) -> RunConfig:
+    if config:
+        _format(config, source)
+    else:
+        _require_known(source)
     in_parts = parts or any(formats[source].tensor_parallel for formats in _all_formats() if source in formats)
     if path.is_dir() and not in_parts and source != mindformers_directory.NAME:
         return directory_config(path, source, config)
@@ -225,6 +231,11 @@ def _open_files(path: Path, source: str) -> Weights:
 
 
 def _open_parts(path: Path, source: str, naming: Format, parts: Parts, progress: bool) -> Weights:
+    if naming.tensor_parallel or naming.model_types:
+        raise CheckpointError(
+            f"{path}: --strategy is of parts that MindSpore saved, with official names or those of mindformers; name"
+            f" one of these formats, or leave --strategy out for {source}"
+        )
     release = official.open_release(path, parts.strategies, naming, parts.embeddings, progress)
     read = [*release.parts, *release.tables.values(), *parts.strategies]
     origin = {
@@ -236,19 +247,27 @@ def _open_parts(path: Path, source: str, naming: Format, parts: Parts, progress:
     return Weights(str(path), source, release.stored, read, origin, release.spellings)
 
 
-def _check_md5(partial: Partial, weights: Weights, parts: Parts, say: Say, progress: bool) -> None:
-    if not parts.md5:
-        return
-    wanted = md5_list.listed(parts.md5, weights.files)
-    partial.once("md5", lambda: md5_list.check(wanted, progress))
+def _check_md5(weights: Weights, md5: Path, say: Say, progress: bool = False, partial: Partial | None = None) -> None:
+    """Compare the files with a list, unless an interrupted run that `partial` goes on with has done it."""
+    wanted = md5_list.listed(md5, weights.files)
+    if partial:
+        identity = {str(file): digest for file, digest in wanted.items()}
+        partial.once("md5", identity, lambda: md5_list.check(wanted, progress))
+    else:
+        md5_list.check(wanted, progress)
     others = [file.name for file in weights.files if file not in wanted]
     unlisted = f"; the list does not name {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}" if others else ""
-    say(f"md5: {len(wanted)} of {len(weights.files)} files are as {parts.md5.name} says{unlisted}")
+    say(f"md5: {len(wanted)} of {len(weights.files)} files are as {md5.name} says{unlisted}")
 
 
 def _stamps(read: list[Path]) -> list[list[Any]]:
     """Name, size and time of change of each file: whether they are still the same files."""
     return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in read]
+
+
+def _hashes(tokenizer: Path | None) -> dict[str, str]:
+    """SHA-256 of each file of a tokenizer directory."""
+    return {path.name: files.sha256_file(path) for path in sorted(tokenizer.iterdir())} if tokenizer else {}
 
 
 def _announced(where: str, tensors: Stored, dtype: str, tables: set[str], say: Say) -> Stored:
@@ -352,7 +371,7 @@ def export_file(
     tensors = naming.to_foreign(str(source.path), source.stored(), config.model)
     tensors = _announced(str(source.path), tensors, dtype, integers, say)
     if in_parts:
-        megatron.write_parts(output, tensors, naming, config.model, tensor_parallel or 1)
+        megatron.write_parts(output, tensors, naming, config.model, 1 if tensor_parallel is None else tensor_parallel)
         if own:
             say("tokenizer: stays behind, as Megatron's files have no place for it")
         return output
@@ -408,6 +427,13 @@ def _describe_tokenizer(tokenizer: Tokenizer, to_transformers: bool = False) -> 
 
 def _all_formats() -> list[dict[str, Format]]:
     return [family.formats for family in FAMILIES.values()]
+
+
+def _require_known(name: str) -> None:
+    """Raise CheckpointError unless weights of some family are read in this format."""
+    known = list(dict.fromkeys(name for formats in _all_formats() for name in formats))
+    if name not in known:
+        raise CheckpointError(f"{name}: unknown format; weights are read as {', '.join(known)}; name one of these")
 
 
 def _format(config: RunConfig, name: str) -> Format:

@@ -8,11 +8,13 @@ and only .npz and .ckpt files are written from memory.
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib import format as npy
 
 from pangu_ms.checkpoint import mindspore_shards, safetensors_file, store, torch_file
 from pangu_ms.checkpoint.lazy import InMemory, Readable, Stored
@@ -28,6 +30,7 @@ Given = Mapping[str, Readable | np.ndarray]
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # of a Hugging Face directory
 INDEX = f"{WEIGHTS}.index.json"  # says which of several files holds which tensor
 TORCH_WEIGHTS = "pytorch_model.bin"  # of an older directory
+_SHOWN = 5  # names listed
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -67,13 +70,14 @@ def weight_files(directory: Path) -> list[Path]:
             raise CheckpointError(f"{index}: not an index of weights ({error!r}); copy or download it again") from None
     if outside := [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]:
         raise CheckpointError(
-            f"{index}: names {outside[0]}; its files must lie in its directory; copy them there and correct the index"
+            f"{index}: names {outside[0]:.80}; its files must lie in its directory; copy them there and correct the"
+            " index"
         )
     if missing := [name for name in names if not (directory / name).is_file()]:
         where = f"named in {index.name}" if index.is_file() else f"nor {index.name}; nor {TORCH_WEIGHTS}"
-        raise CheckpointError(
-            f"{directory}: holds no {', '.join(missing)} ({where}); copy or download the directory again"
-        )
+        shown = ", ".join(f"{name:.80}" for name in missing[:_SHOWN])
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        raise CheckpointError(f"{directory}: holds no {shown}{more} ({where}); copy or download the directory again")
     return [directory / name for name in names]
 
 
@@ -120,7 +124,7 @@ def write_directory(
     shards = dict(store.shards(Path(WEIGHTS).stem, sizes, max_shard_bytes))
     with files.new_directory(directory) as temporary:
         for file, names in shards.items():
-            _write_safetensors(temporary / file, {name: tensors[name] for name in names})
+            write_safetensors(temporary / file, {name: tensors[name] for name in names})
         if len(shards) > 1:
             weight_map = {name: file for file, names in shards.items() for name in names}
             files.write_json(
@@ -235,10 +239,15 @@ def _open_npz(path: Path) -> Stored:
 
 
 def _write_npz(path: Path, tensors: Given) -> None:
-    np.savez(path, **dict(_arrays(tensors)))
+    # numpy's savez leaves its archive open when the disk is full, and Python then prints a traceback.
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in _arrays(tensors):
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                npy.write_array(member, array, allow_pickle=False)
 
 
-def _write_safetensors(path: Path, tensors: Given) -> None:
+def write_safetensors(path: Path, tensors: Given) -> None:
+    """Write tensors to a new .safetensors file, each piece when it is read; the caller makes the file atomic."""
     stored = _stored(tensors)
     with open(path, "wb") as file:
         file.writelines(
@@ -252,5 +261,5 @@ def _write_safetensors(path: Path, tensors: Given) -> None:
 _FORMATS = {
     ".ckpt": (_open_indexed, _write_ckpt),
     ".npz": (_open_npz, _write_npz),
-    ".safetensors": (_open_indexed, _write_safetensors),
+    ".safetensors": (_open_indexed, write_safetensors),
 }

@@ -13,6 +13,7 @@ fuse them, in an order that `checkpoint_version` says.
 Source: specification A7.4.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from pangu_ms.checkpoint import foreign, safetensors_file, torch_file
+from pangu_ms.checkpoint import foreign, torch_file
 from pangu_ms.checkpoint.lazy import Readable, Slices, Stored
 from pangu_ms.checkpoint.pickle_values import Opaque
 from pangu_ms.checkpoint.safetensors_file import Spec
@@ -132,13 +133,9 @@ def write_parts(directory: Path, tensors: Stored, naming: Format, model: ModelCo
         for rank in range(count):
             path = temporary / f"mp_rank_{rank:02d}" / "model.safetensors"
             path.parent.mkdir()
-            _write(path, {name: _slice_of(tensor, axes[name], rank, count) for name, tensor in tensors.items()})
-
-
-def _write(path: Path, tensors: Stored) -> None:
-    specs = {name: tensor.spec for name, tensor in tensors.items()}
-    with open(path, "wb") as file:
-        file.writelines(safetensors_file.encode_pieces(specs, lambda name: tensors[name].pieces(tensors[name].all)))
+            foreign.write_safetensors(
+                path, {name: _slice_of(tensor, axes[name], rank, count) for name, tensor in tensors.items()}
+            )
 
 
 def _slice_of(tensor: Readable, axes: tuple[str, ...], rank: int, count: int) -> Readable:
@@ -186,10 +183,11 @@ def parts_of(path: Path) -> list[Path]:
         found[int(match[1])] = entry
     if not found:
         return [_only_file(directory)]
-    if missing := sorted(set(range(max(found))) - found.keys()):
+    missing = next(rank for rank in itertools.count() if rank not in found)
+    if missing < max(found):
         raise CheckpointError(
-            f"{directory}: holds parts {', '.join(map(str, sorted(found)))}, and not {missing[0]}; all are needed; add"
-            f" mp_rank_{missing[0]:02d}"
+            f"{directory}: holds parts {', '.join(map(str, sorted(found)))}, and not {missing}; all are needed; add"
+            f" mp_rank_{missing:02d}"
         )
     return [_only_file(found[rank]) if found[rank].is_dir() else found[rank] for rank in sorted(found)]
 

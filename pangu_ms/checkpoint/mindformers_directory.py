@@ -40,7 +40,8 @@ def find(directory: Path) -> Path:
         return directory
     for root in (directory, directory / "checkpoint"):
         if (tracker := root / _TRACKER).is_file():
-            text = tracker.read_text(errors="replace").strip()
+            with open(tracker, errors="replace") as file:
+                text = file.read(100).strip()
             found = root / f"iteration_{int(text):08d}" if text.isdecimal() and len(text) <= 18 else None
             if found is None or not model_files(found):
                 raise CheckpointError(
@@ -115,6 +116,8 @@ def _tensor(
 ) -> StoredTensor:
     shape = _sizes(entry["global_shape"])
     slice_shape = _sizes(entry["chunk"][0]["local_shape"])
+    for sizes in (shape, slice_shape):
+        safetensors_file.require_possible(name, sizes)
     if len(slice_shape) != len(shape) or any(n < 1 or size % n for size, n in zip(shape, slice_shape)):
         raise ValueError(f"{name}: slices {slice_shape} of {shape}")
     locations, codes = {}, set()

@@ -5,6 +5,7 @@ Source: checkpoint.proto and _write_parameter_data in mindspore/train/serializat
 that mindspore.transform_checkpoints reads.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -100,7 +101,7 @@ class SourcePlan:
             _require_fits(file, read[0], stages)
             stages |= file.stages
         if set(stages) != set(range(len(stages))):
-            missing = min(set(range(max(stages))) - set(stages))
+            missing = next(stage for stage in itertools.count() if stage not in stages)
             found = f"stages {sorted(stages)} are there, {missing} is not"
             raise PlanError(f"{paths[0]}: {found}; a file for each stage is needed, or a merged one; name all of them")
         return cls(stages, read[0].stage_size)
@@ -208,11 +209,11 @@ def _ckpt_values(raw: np.ndarray) -> Iterator[tuple[str, Spec, tuple[int, int]]]
         if type_name == _TEXT:
             continue
         dims = tuple(signed(size) for key, size in tensor if key == _DIMS)
-        if min(dims, default=0) < 0:
-            raise ValueError(f"dims {list(dims)}")
+        name = bytes(content(parts[_TAG])).decode()
+        safetensors_file.require_possible(name, dims)
         data = np.frombuffer(content(fields[_CONTENT]), np.uint8)
         spec = Spec(_CODES[type_name.decode()], () if dims == (0,) else dims)  # MindSpore gives a scalar dims of (0,)
-        yield bytes(content(parts[_TAG])).decode(), spec, (data.ctypes.data - start, data.size)
+        yield name, spec, (data.ctypes.data - start, data.size)
 
 
 def _singles(pairs: Iterable[tuple[int, int | Bytes]]) -> dict[int, int | Bytes]:

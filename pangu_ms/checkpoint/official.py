@@ -10,9 +10,9 @@ Source: specification A7.2; MindFormers 1.0, research/pangualpha/convert_weight.
 """
 
 import dataclasses
-import functools
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,14 +70,12 @@ def open_release(
     """
     where = str(directory)
     plan = SourcePlan.read(strategies)
-    canonical = _Names(where, naming)
-    plan = dataclasses.replace(
-        plan,
-        stages={
-            stage: {name: known[found] for name, found in canonical.of(known).items()}
-            for stage, known in plan.stages.items()
-        },
-    )
+    canonical = _Names(naming)
+    stages = {}
+    for stage, layouts in plan.stages.items():
+        names = canonical.of(strategies[0], layouts)
+        stages[stage] = {name: layouts[found] for name, found in names.items()}
+    plan = dataclasses.replace(plan, stages=stages)
     paths = part_files(directory, plan, strategies)
     tables = table_files(embeddings or directory, naming, required=embeddings is not None)
     spellings: dict[str, str] = {}
@@ -88,7 +86,7 @@ def open_release(
             for rank, path in paths.items():
                 contents = index(path)
                 counters.check(path, contents)
-                names = canonical.of(contents, str(path))
+                names = canonical.of(path, contents)
                 _require_named(path, strategies, plan.stages[rank // plan.stage_size], names, tables)
                 spellings.update(names)
                 bar.update()
@@ -111,32 +109,16 @@ def part_files(directory: Path, plan: SourcePlan, strategies: list[Path]) -> dic
     directory = Path(directory)
     if any(directory.glob("rank_*/")):
         return rank_files(directory, plan)
-    of_strategies = {path.resolve() for path in strategies}
-    found: dict[int, Path] = {}
-    prefixes: dict[str, Path] = {}
-    for path in sorted(directory.iterdir()):
-        if path.suffix not in SUFFIXES or path.resolve() in of_strategies:
-            continue
-        match = _NUMBERED.fullmatch(path.stem)
-        if not match:
-            raise CheckpointError(
-                f"{path}: has no number; the parts of a release are NAME_0{path.suffix}, NAME_1{path.suffix}, ...; move"
-                " it elsewhere"
-            )
-        first = prefixes.setdefault(match[1], path)
-        if len(prefixes) > 1:
-            other = next(other for prefix, other in prefixes.items() if prefix != match[1])
-            raise CheckpointError(
-                f"{directory}: holds {other.name} and {first.name}; the parts of one release have one name and a"
-                " number; move those of other releases elsewhere"
-            )
-        rank = int(match[2])
-        if rank in found:
-            raise CheckpointError(
-                f"{directory}: {found[rank].name} and {path.name} are both part {rank}; must be one file; remove the"
-                " wrong one"
-            )
-        found[rank] = path
+    of_strategies = {os.path.realpath(path) for path in strategies}
+    found = _numbered(
+        [
+            path
+            for path in sorted(directory.iterdir())
+            if path.suffix in SUFFIXES
+            and not path.name.startswith(".")  # such as the ._NAME that macOS adds
+            and os.path.realpath(path) not in of_strategies
+        ]
+    )
     if not found:
         raise CheckpointError(
             f"{directory}: holds no parts; they are NAME_0.ckpt, NAME_1.ckpt, ..., or rank_0/NAME.ckpt, ...; name their"
@@ -152,6 +134,36 @@ def part_files(directory: Path, plan: SourcePlan, strategies: list[Path]) -> dic
             f"{directory}: part {_some(missing)} is missing; all {plan.world} are needed; unpack or download again"
         )
     return dict(sorted(found.items()))
+
+
+def _numbered(paths: list[Path]) -> dict[int, Path]:
+    """Files NAME_<N>.ckpt by their number.
+
+    Raises:
+        CheckpointError: they have several names, or a number twice or none.
+    """
+    found: dict[int, Path] = {}
+    first_name = ""
+    for path in paths:
+        match = _NUMBERED.fullmatch(path.stem)
+        if not match:
+            raise CheckpointError(
+                f"{path}: has no number; the parts of a release are NAME_0{path.suffix}, NAME_1{path.suffix}, ...; move"
+                " it elsewhere"
+            )
+        name, rank = match[1], int(match[2])
+        if found and name != first_name:
+            raise CheckpointError(
+                f"{path.parent}: holds {next(iter(found.values())).name} and {path.name}; the parts of one release have"
+                " one name and a number; move those of other releases elsewhere"
+            )
+        if rank in found:
+            raise CheckpointError(
+                f"{path.parent}: {found[rank].name} and {path.name} are both part {rank}; must be one file; remove the"
+                " wrong one"
+            )
+        first_name, found[rank] = name, path
+    return found
 
 
 def table_files(directory: Path, naming: Format, required: bool) -> dict[str, Path]:
@@ -202,16 +214,16 @@ def open_table(path: Path) -> Readable:
 class _Names:
     """Canonical names of many files, which mostly have the same names."""
 
-    def __init__(self, where: str, naming: Format):
-        self._where = where
-        self._of = functools.lru_cache(64)(lambda where, names: naming.canonical_names(where, names))
+    def __init__(self, naming: Format):
+        self._naming = naming
+        self._found: dict[tuple[str, ...], dict[str, str]] = {}
 
-    def of(self, names: dict, where: str | None = None) -> dict[str, str]:
+    def of(self, where: Path, names: Iterable[str]) -> dict[str, str]:
         """Canonical name -> the name found, without those that are not weights."""
-        try:
-            return self._of(self._where, tuple(names))
-        except CheckpointError as error:
-            raise CheckpointError(str(error).replace(self._where, where or self._where, 1)) from None
+        key = tuple(names)
+        if key not in self._found:
+            self._found[key] = self._naming.canonical_names(str(where), key)
+        return self._found[key]
 
 
 class _Counters:
@@ -242,7 +254,7 @@ def _said(value: float | None) -> str:
 
 
 def _require_named(
-    path: Path, strategies: list[Path], layouts: dict, names: dict[str, str], tables: dict[str, Path]
+    path: Path, strategies: list[Path], layouts: Collection[str], names: dict[str, str], tables: dict[str, Path]
 ) -> None:
     """Raise PlanError if a part holds a weight that the strategy does not name: nothing would say how it was cut."""
     if unnamed := [found for name, found in names.items() if name not in layouts and name not in tables]:
@@ -262,7 +274,7 @@ def _require_all(where: str, plan: SourcePlan, stored: Stored, tables: dict[str,
             )
 
 
-def _depths(layouts: dict, names: dict) -> str:
+def _depths(layouts: Iterable[str], names: Iterable[str]) -> str:
     """How many blocks the strategy and the parts have, for messages."""
     counts = []
     for found in (layouts, names):

@@ -46,9 +46,10 @@ class Partial:
         """Bytes of the finished files."""
         return sum(entry["bytes"] for entry in self.finished.values())
 
-    def once(self, name: str, work: Callable[[], None]) -> None:
-        """Do some work on the input, unless an interrupted run with the same key has done it."""
-        marker, done = self.path / f"{name}.json", {"key": self.key}
+    def once(self, name: str, identity: Any, work: Callable[[], None]) -> None:
+        """Do some work on the input, unless an interrupted run with the same key has done it; `identity` is the JSON
+        value of what it depends on beside the files."""
+        marker, done = self.path / f"{name}.json", {"key": self.key, "work": files.sha256_json(identity)}
         with contextlib.suppress(ValueError):
             if small_json.read_object(marker) == done:
                 return

@@ -250,7 +250,7 @@ class _Machine:
         if not isinstance(maker, Name) or not isinstance(arguments, tuple):
             raise Refused("damaged pickle: it calls what is no function")
         if str(maker) == "collections.OrderedDict":
-            return _ordered_dict(*arguments)
+            return _ordered_dict(*map(require_sequence, arguments))
         make = self.makers.get(str(maker))
         if make is None:
             return Opaque(maker, arguments)
@@ -274,6 +274,13 @@ def _ordered_dict(items: Any = ()) -> dict[Any, Any]:
     return made
 
 
+def require_sequence(value: Any) -> list[Any] | tuple[Any, ...]:
+    """The value, if it is a list or tuple. A tensor must not be iterated over: it may claim any number of rows."""
+    if isinstance(value, (list, tuple)):
+        return value
+    raise Refused(f"damaged pickle: a {type(value).__name__} where a list belongs")
+
+
 def _require_key(key: Any) -> None:
     """Refuse keys that Python's hash would have to look into: deep nesting there exhausts the C stack."""
     members = key if isinstance(key, tuple) else (key,)
@@ -282,10 +289,10 @@ def _require_key(key: Any) -> None:
 
 
 _PUSH = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE"
+    "INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE"
     " SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8".split()
 )
-"""Opcodes whose argument is the value."""
+"""Opcodes whose argument is the value. LONG4 is none of them: Python refuses to show a number of so many digits."""
 _CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,

@@ -4,7 +4,7 @@ Used for error messages alone: weights are never converted by a guess. No mindsp
 import collections
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pangu_ms.config.load import load_config, presets
@@ -58,7 +58,7 @@ def recognise(format: str, shapes: Shapes) -> Recognised | None:
     """
     for only in (True, False):
         best, match = None, (_LEAST_SHARE, 0.0)
-        for family, name, naming in _formats():
+        for family, name, naming in _formats(shapes):
             if (name == format) != only:
                 continue
             for candidate in _candidates(family, naming, shapes):
@@ -101,10 +101,10 @@ def _share(some: set[str], others: set[str]) -> float:
     return len(some & others) / len(some | others)
 
 
-def _formats() -> Iterator[tuple[str, str, Format]]:
+def _formats(names: Iterable[str]) -> Iterator[tuple[str, str, Format]]:
     for family, parts in FAMILIES.items():
         for name, naming in parts.formats.items():
-            yield family, name, naming
+            yield family, name, naming.of_names(names)
 
 
 def _candidates(family: str, naming: Format, shapes: Shapes) -> Iterator[_Candidate]:

@@ -31,6 +31,7 @@ _DTYPES = {
 _CODES = {dtype: code for code, dtype in _DTYPES.items()} | {BFLOAT16: "BF16"}
 _RAW = _DTYPES | {"BF16": np.dtype("<u2")}
 _MAX_HEADER = 100_000_000  # bytes; the reference library's limit
+MAX_DIMS = 32  # of a tensor; numpy's limit before version 2
 _METADATA = {"format": "pt"}  # Hugging Face's loaders refuse a file without it
 
 
@@ -153,6 +154,15 @@ def require_code(name: str, dtype: np.dtype) -> str:
     return code
 
 
+def require_possible(name: str, shape: tuple[int, ...]) -> None:
+    """Raise ValueError if no array can have this shape. A million large dimensions would occupy a processor for hours
+    with their product."""
+    if len(shape) > MAX_DIMS:
+        raise ValueError(f"{name:.80}: {len(shape):,} dimensions, more than {MAX_DIMS}")
+    if min(shape, default=0) < 0 or max(shape, default=0) >= 1 << 63:
+        raise ValueError(f"{name:.80}: shape {list(shape)}")
+
+
 def index(path: Path) -> Contents:
     """The contents of a file, from its header alone.
 
@@ -211,6 +221,7 @@ def _entry(path: Path, name: str, entry: dict[str, Any], start: int, size: int) 
     spec = Spec(entry["dtype"], tuple(entry["shape"]))
     if any(type(number) is not int for number in (begin, end, *spec.shape)):
         raise ValueError(f"{name}: shape and data_offsets must be whole numbers")
-    if begin < 0 or min(spec.shape, default=0) < 0 or end - begin != spec.nbytes or start + end > size:
+    require_possible(name, spec.shape)
+    if begin < 0 or end - begin != spec.nbytes or start + end > size:
         raise ValueError(f"{name}: bytes {begin} to {end} for {spec.code} {list(spec.shape)}, file of {size} bytes")
     return spec, Location(path, ((start + begin, end - begin),))

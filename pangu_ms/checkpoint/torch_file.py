@@ -41,7 +41,7 @@ _ZIP, _PICKLE, _TAR = b"PK\x03\x04", b"\x80", b"ustar"
 _TAR_AT = 257
 _LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 _LOCAL = struct.Struct("<4s5H3I2H")  # the header in front of each member of a zip archive
-_MAX_MEMBERS, _MAX_VALUES, _MAX_DEPTH, _MAX_DIMS = 1 << 20, 1 << 18, 32, 16
+_MAX_MEMBERS, _MAX_VALUES, _MAX_DEPTH, _MAX_DIMS, _MAX_NAME = 1 << 20, 1 << 18, 32, 16, 1000
 _AT_ONCE = 1 << 22  # bytes
 _CHECKSUM = "the bytes of {} do not have their checksum, unless it was saved with set_crc32_options(False)"
 _ERRORS: tuple[type[Exception], ...] = (
@@ -178,6 +178,8 @@ def _tensors(value: Any, keys: tuple[str, ...], seen: list[int]) -> Iterator[tup
         yield ".".join(keys), value
     elif isinstance(value, (dict, list, tuple)):
         seen[0] += len(value)
+        if sum(map(len, keys)) > _MAX_NAME:  # a long key would be copied into the name of each tensor below it
+            raise Refused(f"the name {'.'.join(keys):.80}... has more than {_MAX_NAME} characters")
         # Values can be shared: a file of a kilobyte could name 10 ** 30 of them.
         if seen[0] > _MAX_VALUES or len(keys) > _MAX_DEPTH:
             raise Refused(f"{'.'.join(keys[:4])}... nests deeper or wider than weights do")
@@ -274,19 +276,21 @@ def _load_legacy(path: Path, file: BinaryIO) -> Any:
     if (magic := pickle_values.read(pickles, {}, refuse)) != _LEGACY_MAGIC:
         raise Refused(f"a pickle that torch.save did not write: it begins with a {type(magic).__name__}")
     if (version := pickle_values.read(pickles, {}, refuse)) != _LEGACY_VERSION:
-        raise Refused(f"version {version!r:.20} of PyTorch's old form; known is {_LEGACY_VERSION}")
+        # What is no number may nest without end.
+        shown = f"{version!r:.20}" if isinstance(version, int) else f"a {type(version).__name__}"
+        raise Refused(f"version {shown} of PyTorch's old form; known is {_LEGACY_VERSION}")
     system = pickle_values.read(pickles, {}, refuse)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise Refused("its numbers are not little-endian")
     value = pickle_values.read(pickles, _makers(path), lambda value: _persistent(value, storage))
     keys = pickle_values.read(pickles, {}, refuse)
-    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or sorted(keys) != sorted(storages):
         raise Refused("the list of its storages is not that of its tensors")
     offset = pickles.tell()
     for key in keys:
         file.seek(offset)
         numel = int.from_bytes(file.read(8), "little")
-        one = storages[str(key)]
+        one = storages[key]
         if one.code is None:
             raise Refused(f"storage {key} is of a dtype that weights do not have")
         one.offset = offset + 8
@@ -318,16 +322,21 @@ def _makers(path: Path) -> dict[str, Callable[..., Any]]:
         return data
 
     def with_attributes(maker: Any, _kind: Any, arguments: Any, *_: Any) -> View | Opaque:
+        if not isinstance(maker, Name):
+            raise Refused("damaged pickle: it calls what is no function")
         if str(maker) not in _TENSORS:
             return Opaque(maker, arguments)
-        return tensor(*arguments)
+        return tensor(*pickle_values.require_sequence(arguments))
+
+    def size(lengths: Any = ()) -> tuple[Any, ...]:
+        return tuple(pickle_values.require_sequence(lengths))
 
     return {
         **dict.fromkeys(_TENSORS, tensor),
         "torch._utils._rebuild_parameter": parameter,
         "torch._utils._rebuild_parameter_with_state": parameter,
         "torch._tensor._rebuild_from_type_v2": with_attributes,
-        "torch.Size": tuple,
+        "torch.Size": size,
     }
 
 

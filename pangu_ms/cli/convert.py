@@ -176,6 +176,8 @@ def _source(parser: Parser, args: Namespace) -> tuple[RunConfig | None, Parts | 
         parser.error("overrides change a --config NAME, and none is given")
     if args.tensor_parallel is not None:
         parser.error("--tensor-parallel goes with --to: the number of parts that are read is found")
+    if args.max_shard_size is not None:
+        parser.error("--max-shard-size goes with --to: a checkpoint's files have a size of their own")
     config = load_config(args.config, args.overrides) if args.config else None
     if not args.strategy:
         if args.embeddings or args.md5:

@@ -197,4 +197,5 @@ def _saved(result: Any) -> str:
 
 def _notes(result: Any) -> str:
     held_out = f", held-out perplexity {result.held_out.perplexity:.2f}" if result.held_out else ""
+    held_out += "".join(f", {name} {value:.2f}" for name, value in result.task_scores.items())
     return held_out + (f", {result.skipped} steps skipped" if result.skipped else "")

@@ -198,8 +198,11 @@ class HuggingFaceTokenizer(Tokenizer):
         Raises:
             DataError: it is no text.
         """
-        if "chat_template.jinja" in self._contents:
-            return self._contents["chat_template.jinja"].decode()
+        if (jinja := self._contents.get("chat_template.jinja")) is not None:
+            try:
+                return jinja.decode()
+            except UnicodeDecodeError:
+                raise DataError("chat_template.jinja: is not UTF-8; copy or download it again") from None
         for name in ("chat_template.json", SETTINGS):
             found = small_json.parse_object(self._contents.get(name, b"{}")).get("chat_template")
             if isinstance(found, list):  # several of them, by name

@@ -15,6 +15,8 @@ from pangu_ms.parallel.mesh import Mesh
 from pangu_ms.parallel.strategy_wire import LayoutItem
 
 Axes = tuple[tuple[str, int], ...]
+_MAX_DIMS, _MAX_DEVICES = 32, 1 << 20
+"""Limits of what a file may describe; a damaged or malicious one could name more ranks than the memory holds."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,12 @@ class StoredLayout:
             raise PlanError(
                 "field, param_split_shape or indices_offset: tensors cut into unequal parts are not supported; must be"
                 " 0 and empty"
+            )
+        sizes = len(item.dev_matrix), len(item.tensor_map)
+        if max(sizes) > _MAX_DIMS or math.prod(item.dev_matrix) > _MAX_DEVICES:
+            raise PlanError(
+                f"dev_matrix has {sizes[0]:,} numbers, tensor_map {sizes[1]:,}; must be at most {_MAX_DIMS} each, and"
+                f" at most {_MAX_DEVICES:,} devices; save the strategy again"
             )
         axes = _named_axes(item.dev_matrix, mesh)
         dims = tuple(_dim_axes(dim, axes) for dim in item.tensor_map)

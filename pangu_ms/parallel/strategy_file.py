@@ -22,7 +22,7 @@ STATES = (*MOMENTS, "moment1.", "moment2.", "moments.", "lamb_m.", "lamb_v.", "a
 """Prefixes of the names of tensors that MindSpore's optimizers and gradient accumulation keep for a parameter, with its
 layout."""
 # In a merged file the names of tensors begin with their stage: `0-blocks.0.attention.query.weight`.
-_STAGED = re.compile(r"(\d+)-(.+)", re.DOTALL)
+_STAGED = re.compile(r"(\d{1,9})-(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True)

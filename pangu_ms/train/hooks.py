@@ -175,6 +175,7 @@ class EvaluateTasks(EvaluateHeldOut):
 
     def _evaluate(self, loop: "TrainLoop") -> None:
         if scores := loop.run.score_tasks():
+            loop.task_scores = scores
             loop.log(loop.run.step - 1, **scores)
 
 

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pangu_ms.config.load import config_to_dict
@@ -49,6 +49,8 @@ class TrainResult:
     """Name of the signal that stopped the session, or "stop_at"; None if the run is complete."""
     saved: int | None
     """Step of the newest checkpoint. It differs from `step` if a signal came while the losses were bad."""
+    task_scores: dict[str, float] = field(default_factory=dict)
+    """Scores of train.eval_tasks when the session last evaluated them, by their names in metrics.jsonl."""
 
 
 def train(
@@ -144,6 +146,7 @@ class TrainLoop:
         self.stopped_by: str | None = None
         """Why the session stops, as in TrainResult; a hook that sets it ends the session after the running step."""
         self.held_out: Score | None = None
+        self.task_scores: dict[str, float] = {}
         self.cache_hit = False
         self._seconds: list[float] = []
         self._losses: deque[float] = deque(maxlen=20)
@@ -225,4 +228,5 @@ class TrainLoop:
             skipped=self.run.guard.skipped,
             stopped_by=self.stopped_by,
             saved=self.run.saved,
+            task_scores=self.task_scores,
         )

@@ -13,7 +13,7 @@ from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.compile_cache import cached_compile
 from pangu_ms.core.errors import ConfigError, DataError, GenerationError
 from pangu_ms.data.tokenizer import Tokenizer
-from pangu_ms.eval.tasks.catalog import find_tasks, read_rows
+from pangu_ms.eval.tasks.catalog import find_tasks, read_rows, require_metrics
 from pangu_ms.eval.tasks.encoding import Encoder, require_spelling
 from pangu_ms.eval.tasks.metrics import METRICS
 from pangu_ms.eval.tasks.model import Answer, OnScored
@@ -75,6 +75,7 @@ class TaskScores:
                     f"train.eval_tasks: {task.name} is a task of generation; a run scores tasks of log-probabilities"
                     " only; remove it, and score checkpoints on it"
                 )
+            require_metrics(task)
             require_spelling(task, self.tokenizer)
             read = read_rows(task, Path(train.eval_tasks_data) if train.eval_tasks_data else None)
             for note in read.notes:

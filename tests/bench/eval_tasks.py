@@ -86,7 +86,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--task-data", type=Path, required=True)
-    parser.add_argument("--tasks", default="tnews@fewclue,c3")
+    parser.add_argument("--tasks", default="tnews@fewclue,c3@mixed_self")
     parser.add_argument("--shots", default="0")
     parser.add_argument("--limit", type=int, default=40)
     args = parser.parse_args()

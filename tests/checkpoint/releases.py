@@ -77,10 +77,10 @@ def old_name(name: str) -> str:
     return name.replace("backbone.embedding.", "backbone.")
 
 
-def write_strategy(path: Path, layouts: dict[str, Layout]) -> None:
+def write_strategy(path: Path, layouts: dict[str, Layout], stage: int = 0) -> None:
     """A strategy file of one stage."""
     items = {name: layout_item(layout, False) for name, layout in layouts.items()}
-    write_content(Content(parallel_layout_item=items, parallel_strategy_item={"Op": StrategyItem([[1]], 0)}), path)
+    write_content(Content(parallel_layout_item=items, parallel_strategy_item={"Op": StrategyItem([[1]], stage)}), path)
 
 
 def write_release(

@@ -64,9 +64,7 @@ def test_unknown_suffix(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # numpy's ZipFile tries to write once more
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 def test_full_disk_keeps_the_old_file(tmp_path, suffix):
     path = tmp_path / f"weights{suffix}"
     foreign.write_file(path, TENSORS)
@@ -175,6 +173,18 @@ def test_a_header_that_the_library_refuses(tmp_path, header, size):
         safetensors.numpy.load_file(path)
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
         safetensors_file.read(path)
+
+
+@pytest.mark.parametrize("shape", [[1] * 33, [1 << 62] * 200_000, [1 << 63, 0]])
+def test_shapes_that_no_array_has(tmp_path, shape):
+    """The product of so many large numbers would take hours."""
+    header = json.dumps({"a": {"dtype": "U8", "shape": shape, "data_offsets": [0, 1]}})
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(1))
+    (tmp_path / "w.ckpt").write_bytes(ckpt(bytes(4), shape))
+    for name in ("w.safetensors", "w.ckpt"):
+        with pytest.raises(CheckpointError) as error:
+            foreign.read_file(tmp_path / name)
+        assert ("dimensions, more than 32" in str(error.value)) == (len(shape) > 32) and len(str(error.value)) < 500
 
 
 def test_a_header_that_names_a_tensor_twice(tmp_path):

@@ -232,6 +232,15 @@ def test_the_tokenizer_is_described_piece_by_piece(variant, tmp_path):
     assert {told["eos_token_id"], told.get("eot_token_id", tokenizer.eod_id)} <= set(tokenizer.stop_ids)
 
 
+def test_a_chat_template_that_is_no_text(tmp_path, capsys):
+    write_files(STORED["llama2"]["files"], tmp_path / "tokenizer")
+    (tmp_path / "tokenizer/chat_template.jinja").write_bytes(b"\x99")
+    size = Tokenizer.load(tmp_path / "tokenizer").vocab_size
+    saved(tmp_path / "ours", pi.small(vocab_size=size), tokenizer=tmp_path / "tokenizer")
+    assert convert(tmp_path / "ours", tmp_path / "m.gguf") == 2
+    assert "chat_template.jinja: is not UTF-8" in capsys.readouterr().err and not (tmp_path / "m.gguf").exists()
+
+
 def test_a_tokenizer_that_llama_cpp_lacks_is_refused_or_left_out(tmp_path, capsys):
     Tokenizer(train_tokenizer([CODE, PROSE, CHINESE] * 20, 420, "none").model, "jieba").save(tmp_path / "jieba")
     saved(tmp_path / "ours", pi.small(vocab_size=420), tokenizer=tmp_path / "jieba")

@@ -135,6 +135,8 @@ def mistakes(path):
     save_ = path / "iter_0001000"
     ranks = [save_ / f"mp_rank_{rank:02d}" for rank in range(4)]
     yield lambda: shutil.rmtree(ranks[2]), "holds parts 0, 1, 3, and not 2; all are needed; add mp_rank_02"
+    far = ranks[2].with_name("mp_rank_99999999999999")
+    yield lambda: ranks[2].rename(far), "holds parts 0, 1, 3, 99999999999999, and not 2; all are needed"
     yield (
         lambda: shutil.rmtree(ranks[3]),
         "mlp.dense_h_to_4h.weight has 6 of 24 rows in each part, so that 4 make a model, and 3 are there",
@@ -348,8 +350,9 @@ def test_parts_are_written_as_they_are_read(tmp_path, count):
         assert len(words) == 128 and not words[V:].any()
         assert len(found) == 2 and all(array.shape == (S, E) for array in found.values())
     assert_same(merged(output)[0], ours)
-    with pytest.raises(ConfigError, match="--tensor-parallel 3: must divide model.num_heads=8 and"):
-        convert.export_file(step, "megatron", tmp_path / "three", tensor_parallel=3)
+    for count in (0, 3):
+        with pytest.raises(ConfigError, match=f"--tensor-parallel {count}: must divide model.num_heads=8 and"):
+            convert.export_file(step, "megatron", tmp_path / "others", tensor_parallel=count)
     assert not (tmp_path / "three").exists()
 
 

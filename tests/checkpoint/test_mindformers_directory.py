@@ -191,6 +191,10 @@ DAMAGES = {
         metadata(lambda described, _: described["final_norm.bias"].update(global_shape=[16])),
         "names 1 of the 2 slices of final_norm.bias",
     ),
+    "dimensions": (
+        metadata(lambda described, _: described["final_norm.bias"].update(global_shape=[1 << 60] * 9999)),
+        "does not describe a checkpoint (ValueError('final_norm.bias: 9,999 dimensions, more than 32'))",
+    ),
     "foreign": (metadata(lambda described, stored: stored.clear()), "does not describe a checkpoint (KeyError"),
     "outside": (
         metadata(lambda _, stored: [entry[0].update(file_name="../x.safetensors") for entry in stored.values()]),

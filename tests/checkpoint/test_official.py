@@ -116,7 +116,25 @@ def test_straight_to_another_plan_from_directories_of_ranks(released, ours, tmp_
         assert_same(file, {name: ours[name][part] for name, part in own.items()})
 
 
+def test_parts_of_two_pipeline_stages(ours, tmp_path):
+    """Ranks 0 to 3 have the tables and the first block, 4 to 7 the rest, by a strategy file for each."""
+    (tmp_path / "parts").mkdir()
+    strategies = [tmp_path / f"stage{stage}.ckpt" for stage in (0, 1)]
+    for stage, strategy in enumerate(strategies):
+        first = ("backbone.embedding", "backbone.top_query_embedding", "backbone.blocks.0.")
+        here = {name: array for name, array in to_official(ours).items() if name.startswith(first) == (stage == 0)}
+        layouts = {name: layout_of(name, array.shape, 2, 2) for name, array in here.items()}
+        write_strategy(strategy, layouts, stage)
+        for local in range(4):
+            held = {name: np.ascontiguousarray(here[name][layout.slices(local)]) for name, layout in layouts.items()}
+            (tmp_path / "parts" / f"w{4 * stage + local}.ckpt").write_bytes(ckpt(held.items()))
+    output = tmp_path / "ours"
+    convert.import_file(tmp_path / "parts", "official", small(), output, parts=Parts(strategies))
+    assert_same(store.open_checkpoint(output).tensors(), ours)
+
+
 def test_embeddings_may_lie_beside_the_parts(release, ours, tmp_path):
+    (release / "parts/._filerted_0.ckpt").write_bytes(b"macOS adds such files")
     rest = {"backbone.word_embedding.embedding_table": np.zeros((5, 16), np.float32)}
     rewrite(release / PART, lambda found: found | rest)  # of no account: the table replaces it
     for path in (release / "npy").iterdir():
@@ -164,6 +182,13 @@ def deeper(release) -> None:
     write_strategy(release / "pangu_ckpt_strategy.ckpt", layouts)
 
 
+def stage_far_away(release) -> None:
+    """A merged strategy file of stages 0 and 500,000,000."""
+    layouts = {old_name(official_name(name)): shape for name, shape in small().model.parameter_shapes().items()}
+    named = {f"{n}-{name}": layout_of(name, shape) for n in (0, 500_000_000) for name, shape in layouts.items()}
+    write_strategy(release / "pangu_ckpt_strategy.ckpt", named)
+
+
 def list_of(release, *files) -> str:
     return "".join(f"{hashlib.md5(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files)
 
@@ -192,6 +217,7 @@ DAMAGE = {
         lambda root: shutil.copy(root / PART, root / "parts/more.ckpt"),
         "more.ckpt: has no number; the parts of a release are NAME_0.ckpt",
     ),
+    "a stage far away": (stage_far_away, "stages [0, 500000000] are there, 1 is not"),
     "another strategy": (deeper, "the strategy has 4 numbered blocks, the parts have 2); must be of the same model"),
     "another step": (
         lambda root: rewrite(root / PART, lambda found: found | {"step_num": np.array(71, np.int32)}),
@@ -204,6 +230,10 @@ DAMAGE = {
     "another slice": (
         lambda root: rewrite(root / PART, lambda found: found | {"backbone.layernorm.gamma": np.zeros(3, np.float32)}),
         "filerted_5.ckpt: rank 5 has backbone.layernorm.gamma as F32 [3]; must be F32 [16]",
+    ),
+    "symbolic links in a ring": (
+        lambda root: (root / PART).unlink() or (root / PART).symlink_to(root / PART),
+        "filerted_5.ckpt: not a whole MindSpore checkpoint",
     ),
     "unknown tensor": (
         lambda root: rewrite(root / PART, lambda found: found | {"backbone.adapter.weight": np.zeros(3, np.float32)}),
@@ -264,11 +294,14 @@ def test_md5_of_the_parts(release, tmp_path, capsys):
         assert main(command(release, "--output", tmp_path / "b", "--md5", tmp_path / "md5")) == 2
         assert message in capsys.readouterr().err
         assert not (tmp_path / "b").exists()
+        assert main(command(release, "--dry-run", "--md5", tmp_path / "md5")) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--max-shard-size", "2GB"], "--max-shard-size goes with --to"),
         (["--md5", "list"], "--embeddings and --md5 go with --strategy"),
         (["--strategy", "file"], "--strategy needs --config NAME"),
         (["--dry-run"], "official weights are one file, or parts with a --strategy"),
@@ -281,9 +314,70 @@ def test_options_that_do_not_go_together(released, tmp_path, capsys, words, mess
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("gguf", "gguf: unknown format; alpha weights are known as official, "),
+        ("megatron", "--strategy is of parts that MindSpore saved, with official names or those of mindformers; name"),
+        ("huggingface", "or leave --strategy out for huggingface"),
+    ],
+)
+def test_parts_of_another_format(released, tmp_path, capsys, source, message):
+    words = [source if word == "official" else word for word in command(released, "--output", tmp_path / "x")]
+    assert main(words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_directory_in_an_unknown_format(released, tmp_path, capsys):
+    assert main(["convert", str(released / "parts"), "--from", "gguf", "--output", str(tmp_path / "x")]) == 2
+    assert "gguf: unknown format; weights are read as official, " in capsys.readouterr().err
+
+
 def imported(root, output, **options):
     parts = Parts([root / "pangu_ckpt_strategy.ckpt"], root / "npy")
     return convert.import_file(root / "parts", "official", small(*PLAN), output, sharded=True, parts=parts, **options)
+
+
+def interrupt(monkeypatch, run) -> None:
+    """Let a conversion end at a full disk when it has written its small files."""
+
+    def full(self, wanted):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match="run the same command again"):
+        patch.setattr(sharded.StoredTensor, "read", full)
+        run()
+
+
+def test_an_interrupted_run_compares_with_another_list_again(release, tmp_path, monkeypatch):
+    first, other, *_ = sorted((release / "parts").iterdir())
+    parts = Parts([release / "pangu_ckpt_strategy.ckpt"], release / "npy", tmp_path / "md5")
+
+    def run(md5: str, part: Path) -> None:
+        (tmp_path / "md5").write_text(f"{md5}  {part.name}\n")
+        convert.import_file(release / "parts", "official", small(), tmp_path / "ours", parts=parts)
+
+    interrupt(monkeypatch, lambda: run(hashlib.md5(first.read_bytes()).hexdigest(), first))
+    with pytest.raises(CheckpointError, match=f"{other.name}: has MD5"):
+        run("0" * 32, other)
+
+
+def test_an_interrupted_run_goes_on_with_its_tokenizer_only(released, tmp_path, monkeypatch):
+    class Saved:
+        """What the conversion needs of a tokenizer."""
+
+        content = "one"
+
+        def save(self, path: Path) -> None:
+            path.mkdir()
+            (path / "tokenizer.json").write_text(self.content)
+
+    monkeypatch.setattr(convert, "_tokenizer_of", lambda *_: Saved())
+    monkeypatch.setattr(convert, "_describe_tokenizer", lambda _: "a tokenizer")
+    interrupt(monkeypatch, lambda: imported(released, tmp_path / "ours"))
+    Saved.content = "two"
+    with pytest.raises(OutputError, match="holds an interrupted conversion of other files or with other options"):
+        imported(released, tmp_path / "ours")
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

@@ -177,6 +177,14 @@ def test_a_damaged_part_of_a_directory(damage, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_what_a_config_leaves_out_is_what_the_class_of_the_ports_has():
+    sizes = ("model_type", "vocab_size", "hidden_size", "num_layers", "num_heads")
+    fields = read_config("config.json", {name: PUBLISHED[name] for name in sizes})
+    model = config_from_dict({"model": fields}, "here").model
+    assert (model.hidden_act, model.seq_length, model.ffn_hidden_size) == ("gelu_erf", 1024, 4 * model.hidden_size)
+    assert (model.layer_norm_eps, model.dropout, model.final_norm_position) == (1e-5, 0.1, "before_query")
+
+
 def test_an_untied_head_is_refused(tokenizer, tmp_path):
     port_directory(tmp_path / "port", tokenizer, "c_proj")
     path = tmp_path / "port/model.safetensors"

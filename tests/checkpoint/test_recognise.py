@@ -53,6 +53,10 @@ def test_names_of_another_format_are_said_to_be_so():
     )
 
 
+def test_names_that_a_format_had_earlier_are_its_own():
+    assert fitting("mindformers", foreign_shapes("alpha/2_6b", "official")).startswith("alpha/2_6b (")
+
+
 def test_a_few_missing_and_further_names_change_nothing():
     shapes = dict(foreign_shapes("pi/1b", "huggingface"))
     removed = dict(list(shapes.items())[3:]) | {"model.layers.0.extra": (3,)}
@@ -73,7 +77,8 @@ def test_other_weights_are_not_recognised():
 @pytest.mark.parametrize("number", ["4095", "99999", "9" * 5000, "\u0663"])
 def test_absurd_numbers_of_layers_are_no_traceback(number):
     shapes = foreign_shapes("alpha/tiny", "official") | {f"backbone.blocks.{number}.layernorm1.gamma": (192,)}
-    fitting("official", shapes)
+    found = recognise("official", shapes)
+    assert found is not None and found.sizes["num_layers"] in (4, 5)
     fitting("official", dict.fromkeys(shapes, ()))
 
 

@@ -206,6 +206,46 @@ def test_damaged_pickles(tmp_path, content, message):
     assert message in refused(write_zip(tmp_path / "w.pt", members(content, [])))
 
 
+VIEW = (
+    b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
+    b"K\x10tQK\x00\x8a\x08" + (1 << 60).to_bytes(8, "little") + b"K\x00\x86K\x00K\x00\x86\x89}tR"
+)
+"""A tensor of 1 << 60 rows of no values."""
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (broken(b"ctorch\nSize\n", VIEW, b"\x85R."), "a View where a list belongs"),
+        (broken(b"ccollections\nOrderedDict\n", VIEW, b"\x85R."), "a View where a list belongs"),
+        (
+            broken(b"ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._utils\n_rebuild_tensor_v2\nK\x00", VIEW, b"tR."),
+            "a View where a list belongs",
+        ),
+        (broken(b"ctorch._tensor\n_rebuild_from_type_v2\n(]K\x00)tR."), "it calls what is no function"),
+        (broken(b"}\x8b\x00\x08\x00\x00", b"\x7f" * 2048, b"K\x01s."), "pickle opcode LONG4"),
+        (broken(b"}X\xe9\x03\x00\x00", b"k" * 1001, b"}K\x00", VIEW, b"ss."), "has more than 1000 characters"),
+    ],
+)
+def test_what_would_never_end_or_fill_the_memory(tmp_path, content, message):
+    storages = [Storage(np.zeros(16, np.float32))]
+    assert message in refused(write_zip(tmp_path / "w.pt", members(content, storages)))
+
+
+def test_lists_that_no_message_can_show(tmp_path):
+    """Their text would have 2 ** 60 characters."""
+    level = []
+    for _ in range(60):
+        level = [level] * 2
+    magic, version, system = 0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}
+    for pickles, message in (
+        ((magic, level), "version a list of PyTorch's old form"),
+        ((magic, version, system, {}, [level]), "the list of its storages is not that of its tensors"),
+    ):
+        (tmp_path / "w.pt").write_bytes(b"".join(pickle.dumps(one, 2) for one in pickles))
+        assert message in refused(tmp_path / "w.pt")
+
+
 def test_bombs_end_quickly(tmp_path):
     """Values that name each other: twenty levels of ten make 10 ** 20 names; and deep nesting."""
     path = tmp_path / "w.pt"

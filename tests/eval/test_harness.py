@@ -13,7 +13,7 @@ import yaml
 
 from pangu_ms.cli import harness
 from pangu_ms.cli.main import main
-from pangu_ms.core.errors import DataError, GenerationError
+from pangu_ms.core.errors import ConfigError, DataError, GenerationError
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.eval.tasks.encoding import encode_parts
 from pangu_ms.infer.scoring import ContinuationScore, Item
@@ -306,6 +306,9 @@ def test_what_lm_eval_cannot_express_is_said(data, tmp_path):
     assert "all blanks of an item are filled at once" in refusal(tmp_path, tmp_path, "blanks", **blanks)
     (tmp_path / "dev.json").write_text(json.dumps({"id": 0, "sentence": "def"}) + "\n")
     assert "no item with a gold label is left" in refusal(tmp_path, tmp_path, "unlabelled", **TASKS["label"])
+    (tmp_path / "dev.json").write_text(json.dumps({"id": 0, "sentence": "a\ud83d", "label": "1"}) + "\n")
+    with pytest.raises(DataError, match="broken: item 1: has a lone surrogate.*; repair the data file"):
+        refusal(tmp_path, tmp_path, "broken", **TASKS["behind"])
 
 
 # lm-eval's own tasks --------------------------------------------------------------------------------------------------
@@ -385,6 +388,18 @@ def test_unknown_tasks_and_missing_data_are_one_line(toy, own_tasks, tmp_path, m
     assert "\n" not in str(error.value) and toy.asked == before
 
 
+def test_tasks_that_need_a_word_of_the_user(toy, own_tasks, tmp_path):
+    """Code of the model is not run unasked; and a task that is named twice counts once or not at all."""
+    with pytest.raises(ConfigError, match="--tasks: Duplicate task 'one'.*name it once"):
+        run(toy, ["one", "both"], task_manager(["one", "both"], own_tasks), Settings(), progress=False)
+    text = (own_tasks / "one.yaml").read_text().replace("task: one", "task: risky\nunsafe_code: true")
+    (tmp_path / "risky.yaml").write_text(text)
+    manager = task_manager(["risky"], tmp_path)
+    with pytest.raises(ConfigError, match="risky which is marked as unsafe.*; add --confirm-run-unsafe-code"):
+        run(toy, ["risky"], manager, Settings(), progress=False)
+    run(toy, ["risky"], manager, Settings(limit=1, confirm_run_unsafe_code=True), progress=False)
+
+
 def test_without_the_extra_the_command_says_how_to_get_it(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.delitem(sys.modules, "pangu_ms.eval.harness_run", raising=False)
@@ -397,11 +412,12 @@ def test_the_command_exports_and_scores(toy, data, own_tasks, tmp_path, monkeypa
     made_task(tmp_path, "behind", TASKS["behind"])
     made_task(tmp_path, "unlabelled", CHOICE | {"context": "{choice}", "continuation": "{sentence}", "gold": "none"})
     files = [f"--task-file={tmp_path}/{name}.yaml" for name in ("behind", "unlabelled")]
-    output = tmp_path / "lm_eval"
+    output = tmp_path / "for lm_eval"
     words = ["--tasks", "behind,unlabelled", "--task_data", str(data), "--shots", "0,2", "--limit", "4"]
     assert main(["harness", "export", *words, *files, "--output", str(output)]) == 0
     told = capsys.readouterr()
-    assert "pangu_behind_2_shot_seed0      4  acc_tokens" in told.out and "--tasks pangu_tasks" in told.out
+    assert "pangu_behind_2_shot_seed0      4  acc_tokens" in told.out
+    assert f"--include-path '{output}' --tasks pangu_tasks" in told.out, "to be pasted into a shell"
     assert "unlabelled: no item with a gold label is left" in told.err
     monkeypatch.setattr(harness, "open_model", lambda args: toy)
     words = ["model", "--tasks", "pangu_tasks", "--include_path", str(output), "--bootstrap_iters=0"]

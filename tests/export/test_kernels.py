@@ -213,7 +213,7 @@ def test_weights_in_files_of_their_own(trained_run, tmp_path, capsys, monkeypatc
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
-    [["--weights", "float32"], ["--weights", "bfloat16"], ["--weights", "int8"], ["--cache-dtype", "bfloat16"]],
+    [["--weights", "float32"], ["--weights", "bfloat16"], ["--weights", "int8"], ["--cache-dtype", "float16"]],
 )
 def test_packed_weights_and_narrow_caches_in_a_package(trained_run, tmp_path, capsys, monkeypatch, options):
     replay_in_this_process(monkeypatch)

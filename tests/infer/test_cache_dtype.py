@@ -9,9 +9,12 @@ import pytest
 
 import ascend_ops
 from ascend_ops.errors import OperatorError
+from pangu_ms.checkpoint.store import open_checkpoint
 from pangu_ms.cli.main import main
 from pangu_ms.config.load import load_config
-from pangu_ms.core.errors import GenerationError
+from pangu_ms.core.errors import ExportError, GenerationError
+from pangu_ms.export.write import export_package
+from pangu_ms.infer.decoder import GraphShape
 from pangu_ms.infer.load import _require_writable, cache_dtype_of
 from tests.eager import eager
 from tests.infer.common import make_decoder
@@ -109,3 +112,10 @@ def test_texts_are_scored_with_the_cache_that_is_asked_for(trained_run, tmp_path
         assert main(["score", str(trained_run), "--input", str(tmp_path / "items.jsonl"), "--json", *words]) == 0
         found.append(np.array(json.loads(capsys.readouterr().out)["logprobs"]))
     assert 1e-6 < np.abs(found[1] - found[0]).max() < 0.1
+
+
+def test_a_package_for_a_cpu_has_no_cache_of_bfloat16(trained_run, tmp_path):
+    shape = GraphShape.fitting(32, 1, 16)
+    with pytest.raises(ExportError, match="--cache-dtype bfloat16: MindSpore's own operators.*use float16"):
+        export_package(open_checkpoint(trained_run), tmp_path / "p", shape, cache_dtype="bfloat16")
+    assert not (tmp_path / "p").exists()

@@ -19,6 +19,7 @@ from pangu_ms.data.npz_file import to_npz
 from pangu_ms.data.resample import BatchLosses, OrderFile
 from pangu_ms.data.token_counts import save_counts
 from pangu_ms.data.tokenizer import Tokenizer
+from pangu_ms.eval.tasks.run import Run, Settings, prepare
 from pangu_ms.export import package, signature
 from pangu_ms.infer.decoder import GraphShape
 from pangu_ms.infer.scheduling.length_predictors import NgramRidge, Prompt, TemplateMean, save_predictor
@@ -31,6 +32,7 @@ from tests.checkpoint.alpha_tensors import foreign_tensors
 from tests.checkpoint.common import small_config
 from tests.checkpoint.releases import small, to_official, write_release
 from tests.checkpoint.reshard_common import ALPHA, planned, rank_slice, save, whole_arrays
+from tests.eval.tasks.common import CHOICE, DEV, HashModel, task_of, write_lines
 from tests.faults.rank_tables import dump, table
 from tests.infer.pi_checkpoint import save_pi_checkpoint
 from tests.models.alpha import random_parameters
@@ -57,6 +59,7 @@ def make(root: Path, records: Path, corpus: Path) -> Path:
     _texts_and_keys(root)
     _package(root)
     _caches(root)
+    _tasks(root)
     return root
 
 
@@ -244,3 +247,13 @@ def _caches(root):
     (run / "metrics.jsonl").write_text(
         "".join(json.dumps({"step": step, "loss": 6.0 - step}) + "\n" for step in range(5))
     )
+
+
+def _tasks(root):
+    splits = {name: {"files": "dev.jsonl"} for name in ("dev", "train")}
+    task = task_of(root, CHOICE | {"data": {"reader": "clue", "splits": splits}})
+    write_lines(root / "task_data" / "dev.jsonl", DEV)
+    sections, _ = prepare([task], Settings((0,)), root / "task_data")
+    with Run(root / "scores", HashModel(), sections) as run:
+        run.ask(progress=False)
+        run.results()

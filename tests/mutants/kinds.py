@@ -201,6 +201,12 @@ _BLOCKS = Kind("prepared.partial", "key.json", (":blocks", "{input}"), "json", f
 _RESAMPLE = ("data", "resample", "--losses", "{input}", "--output", "{output}.npz")
 
 _PACKAGE = Kind("package", "manifest.json", (":package", "{input}"), "json", exact=True)
+_SHOW = ("tasks", "show", "colour", "--shots", "0,1", "--task-file")
+_TASK = Kind("colour.yaml", "", (*_SHOW, "{input}", "--task-data", "{source}/task_data"), "yaml", share=0.05)
+_TASK_DATA = Kind(
+    "task_data", "dev.jsonl", (*_SHOW, "{source}/colour.yaml", "--task-data", "{input}"), "lines", share=0.05
+)
+_SCORES = Kind("scores", "run.json", ("tasks", "table", "{input}", "--json"), "json", share=0.02)
 _KEY = Kind("aes.key", "", (":aes_key", "{input}"), share=0.1, waits=True)
 _STUDY = Kind("study", "study.json", (":study", "{input}"), "json", optional=True, forgiving=True)
 
@@ -221,6 +227,10 @@ KINDS = {
     "order of rows": Kind("order.npz", "", (":order", "{input}"), "npz", share=0.02),
     "prompts": Kind("prompts.txt", "", (":prompts", "{input}"), share=0.2, waits=True),
     "prompts in JSON": Kind("prompts.jsonl", "", (":prompts", "{input}"), "lines", share=0.1, waits=True),
+    "task file": _TASK,
+    "data of a task": _TASK_DATA,
+    "run of tasks": _SCORES,
+    "records of a task": _with(_SCORES, "records/*.jsonl", "lines", 0.02, optional=True),
     "AES key": _KEY,
     "signing key": Kind("private.pem", "", (":signing_key", "{input}"), waits=True),
     "verifying key": Kind("public.pem", "", (":verifying_key", "{input}"), exact=True, waits=True),

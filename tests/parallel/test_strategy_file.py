@@ -352,6 +352,8 @@ def test_as_many_slices_on_other_devices_are_a_difference(tmp_path):
     [
         ({"tensor_map": [2, -1]}, "tensor_map has 2; must be -1 or an axis"),
         ({"tensor_map": [0, 0]}, "an axis cuts two dimensions"),
+        ({"tensor_map": [-1] * 33}, "dev_matrix has 2 numbers, tensor_map 33; must be at most 32 each"),
+        ({"dev_matrix": [1 << 31]}, "at most 1,048,576 devices"),
         ({"dev_matrix": [4, 0]}, "dev_matrix.1: Input should be greater than or equal to 1"),
         ({"dev_matrix": [4]}, "on 8 devices, .* on 4;"),
         ({"field": 3}, "unequal parts"),

@@ -6,7 +6,7 @@ import time
 from pangu_ms.cli.main import entry
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.serve import open as opener
-from tests.serve.common import model_of
+from tests.serve.models import model_of
 from tests.serve.speaker import Speaker
 
 

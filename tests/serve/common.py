@@ -15,9 +15,8 @@ import numpy as np
 from pangu_ms.infer.decoder import Decoder, GraphShape
 from pangu_ms.infer.domains import NO_DOMAINS
 from pangu_ms.serve.app import Settings
-from pangu_ms.serve.chat_template import load_chat_template
 from pangu_ms.serve.engine_thread import EngineThread
-from pangu_ms.serve.models import Models, ServedModel
+from pangu_ms.serve.models import Models
 from pangu_ms.serve.run import listen, make_server
 from pangu_ms.serve.settings import Limits
 
@@ -52,12 +51,6 @@ class Toy(Decoder):
             logits[slot, SPECIAL] = -30
         self.fault(logits, self.held)
         return logits
-
-
-def model_of(decoder, tokenizer, name="toy", template="auto", **options):
-    """A model that is loaded already."""
-    chat = load_chat_template(template, tokenizer)
-    return ServedModel(name, tokenizer, decoder.shape, decoder.domains, chat, lambda: decoder, **options)
 
 
 @dataclass

@@ -11,7 +11,8 @@ import pytest
 from pangu_ms.serve.app import Settings
 from pangu_ms.serve.protocol import ChatRequest, CompletionRequest
 from pangu_ms.serve.settings import Limits
-from tests.serve.common import Toy, head_of, model_of, running
+from tests.serve.common import Toy, head_of, running
+from tests.serve.models import model_of
 
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "def"}]

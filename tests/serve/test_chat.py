@@ -9,7 +9,9 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,8 @@ from pangu_ms.serve.app import Settings
 from pangu_ms.serve.conversation import Conversation
 from pangu_ms.serve.engine_chat import EngineBackend
 from pangu_ms.serve.server_chat import ServerBackend
-from tests.serve.common import model_of, running
+from tests.serve.common import running
+from tests.serve.models import model_of
 from tests.serve.speaker import ANSWERS, Speaker
 
 ROOT = Path(__file__).parents[2]
@@ -229,6 +232,50 @@ def test_mistakes_with_a_server(speaking, key, piped, options, said):
     assert code == 2 and not out and said in err and err.count("\n") == 1
 
 
+EVENT = json.dumps({"choices": [{"delta": {"content": "half"}, "finish_reason": None}]})
+ANSWERED = [
+    (b"data: %s\n\n" % EVENT.encode(), "the server has left in the middle of its answer"),
+    (b"data: {\n\n", "the server's stream is no JSON"),
+    (b"data: []\n\n", "is not of OpenAI's API"),
+    (b'data: {"error": {"message": "no memory"}}\n\n', "the server: no memory"),
+]
+
+
+def test_servers_that_fail():
+    """In the middle of an answer; the chat is as before."""
+    contents = iter([b"<html>", *(answer for answer, _ in ANSWERED)])
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.answer(next(contents) if self.path == "/other/v1/models" else b'{"data": [{"id": "m"}]}')
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer(next(contents))
+
+        def answer(self, content):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        try:
+            with pytest.raises(GenerationError, match="/other/v1/models gives no list of models"):
+                ServerBackend(f"{url}/other")
+            chat = Conversation(ServerBackend(url))
+            for _, said in ANSWERED:
+                with pytest.raises(GenerationError, match=said):
+                    say(chat, "hi")
+                assert not chat.messages
+        finally:
+            server.shutdown()
+
+
 class Typist:
     """Types into a program in a pseudo-terminal."""
 
@@ -340,25 +387,21 @@ def test_a_session_in_a_terminal(typist, tmp_path):
     assert history.stat().st_mode & 0o777 == 0o600
     assert history.read_text().splitlines()[:2] == ["hello there", "count"]
 
-    second = typist("--no-history")
+    second = typist()
     second.wait("> ")
-    second.type("not kept\n")
-    second.wait("You said: not kept")
+    second.type("\x1b[A\x1b[A\x1b[A\x1b[A\n")  # four lines up
+    second.wait("You said: hello there\r\n")
     second.wait("> ")
     second.type("\x04")
     assert second.end() == 0
-    assert "not kept" not in history.read_text()
-
-    third = typist()
-    third.wait("> ")
-    third.type("\x1b[A\x1b[A\x1b[A\x1b[A\n")  # four lines up
-    third.wait("> ")
-    third.type("/quit\n")
-    assert third.end() == 0
 
 
-def test_the_second_ctrl_c_in_an_answer_ends_the_program(typist):
+def test_no_history_and_the_second_ctrl_c_in_an_answer(typist, tmp_path):
+    """It ends the program."""
     one = typist("--no-history")
+    one.wait("> ")
+    one.type("not kept\n")
+    one.wait("You said: not kept")
     one.wait("> ")
     one.type("stuck count\n")
     one.wait("1 2 3 4 5 6")
@@ -366,3 +409,4 @@ def test_the_second_ctrl_c_in_an_answer_ends_the_program(typist):
     one.interrupt()
     assert one.end() == 130
     assert "again" not in one.text  # as it would be said at the prompt
+    assert not (tmp_path / "pangu_ms" / "chat_history").exists()

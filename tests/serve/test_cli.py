@@ -10,13 +10,17 @@ import httpx
 import pytest
 
 from pangu_ms.cli.main import main
+from pangu_ms.infer.decoder import GraphShape
+from pangu_ms.serve import open as opener
 from pangu_ms.serve.open import open_model
 from tests.serve.checkpoint import SEQ_LENGTH
 from tests.serve.common import wait_for
 
 
-def test_from_a_checkpoint_to_sigterm(checkpoint, mindspore_cpu, tmp_path, capfd):
-    """The prompt is in no log."""
+def test_from_a_checkpoint_to_sigterm(checkpoint, decoder, tmp_path, capfd, monkeypatch):
+    """The prompt is in no log. The graph is the one that other tests have compiled."""
+    loaded = []
+    monkeypatch.setattr(opener, "load_decoder", lambda *arguments: loaded.append(arguments) or decoder)
     (tmp_path / "keys").write_bytes(b"secret\r\n")
     (tmp_path / "keys").chmod(0o644)
     with socket.socket() as free:
@@ -46,6 +50,8 @@ def test_from_a_checkpoint_to_sigterm(checkpoint, mindspore_cpu, tmp_path, capfd
     options = ["--name", "tiny", "--port", str(port), "--slots", "2", "--chunk", "8", "--max-length", "40"]
     assert main(["serve", str(checkpoint), *options, "--api-key-file", str(tmp_path / "keys"), "--access-log"]) == 0
     asking.join()
+    ((opened, shape, _, weights),) = loaded
+    assert (opened.path.parent, shape, weights) == (checkpoint, GraphShape(2, 8, 40, SEQ_LENGTH), "")
     assert [answer.status_code for answer in answers] == [200, 200, 401]
     assert answers[0].json()["usage"]["completion_tokens"] == 5
     assert answers[1].json()["data"][0]["max_model_len"] == 40

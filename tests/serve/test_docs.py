@@ -10,7 +10,8 @@ import pytest
 from pangu_ms.serve.protocol import IGNORED, REFUSED, ChatRequest, CompletionRequest
 from pangu_ms.serve.settings import Limits
 from tests.fences import fenced
-from tests.serve.common import Toy, model_of, running
+from tests.serve.common import Toy, running
+from tests.serve.models import model_of
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")

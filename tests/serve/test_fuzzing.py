@@ -10,7 +10,8 @@ import pytest
 from pangu_ms.serve.app import Settings
 from pangu_ms.serve.protocol import ChatRequest, CompletionRequest
 from pangu_ms.serve.settings import Limits
-from tests.serve.common import Toy, head_of, model_of, running
+from tests.serve.common import Toy, head_of, running
+from tests.serve.models import model_of
 
 ODD = [None, True, -1, 0, 1, 2, 7, 1.5, -1e308, 2**70, "", "x", "\x00", "\ufffe", "<sep>", [], {}, [1], ["a"], {"a": 1}]
 GOOD = {

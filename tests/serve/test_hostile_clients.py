@@ -16,7 +16,8 @@ import pytest
 from pangu_ms.infer.decoder import GraphShape
 from pangu_ms.serve.app import Settings
 from pangu_ms.serve.settings import Limits
-from tests.serve.common import Toy, head_of, model_of, running, wait_for
+from tests.serve.common import Toy, head_of, running, wait_for
+from tests.serve.models import model_of
 
 SLOTS = 4
 PATHS = {

@@ -24,7 +24,8 @@ from pangu_ms.serve.app import Settings
 from pangu_ms.serve.models import Models
 from pangu_ms.serve.run import OncePer, listen, run
 from pangu_ms.serve.settings import Limits
-from tests.serve.common import SHAPE, Toy, head_of, model_of, running, wait_for
+from tests.serve.common import SHAPE, Toy, head_of, running, wait_for
+from tests.serve.models import model_of
 
 
 @pytest.fixture
@@ -123,6 +124,16 @@ def test_a_model_without_logprobs_of_prompts(serve):
         assert answer.status_code == 400 and "no log-probabilities of prompts" in error_of(answer)["message"]
         assert server.post(prompt="def", echo=True, max_tokens=0).json()["choices"][0]["text"] == "def"
         assert server.idle()
+
+
+def test_tokens_that_come_fast_come_together(serve):
+    with serve(stream_interval=30) as server:
+        body = {"prompt": "def", "max_tokens": 60, "temperature": 0}
+        whole = server.post(**body).json()["choices"][0]["text"]
+        lines = server.post(**body, stream=True).text.split("\n\n")
+        events = [json.loads(line.removeprefix("data: "))["choices"][0] for line in lines[:-2]]
+        assert lines[-2] == "data: [DONE]" and 2 <= len(events) <= 3  # the first token, perhaps a second, and the rest
+        assert "".join(event["text"] for event in events) == whole and events[-1]["finish_reason"] == "length"
 
 
 def test_a_long_generation_ends_with_what_it_has(toy, serve):

@@ -11,7 +11,8 @@ import pytest
 from pangu_ms.infer.domains import Domains
 from pangu_ms.serve.app import Settings
 from pangu_ms.serve.page import PATHS
-from tests.serve.common import model_of, running
+from tests.serve.common import running
+from tests.serve.models import model_of
 from tests.serve.speaker import ANSWERS, Speaker
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -26,6 +26,7 @@ TASKS = {
         "choices": {"labels": {0: "alpha", 1: "beta"}},
         "metrics": ["accuracy"],
     },
+    "guesses": {"type": "perplexity", "context": "a", "continuation": "{sentence}", "metrics": ["accuracy"]},
     "answers": {"type": "generation", "context": "{sentence}", "gold": "sentence", "metrics": ["f1"]},
 }
 ROWS = [{"id": i, "sentence": f"alpha_{i}(beta)", "label": i % 2} for i in range(5)]
@@ -65,11 +66,12 @@ def expected_perplexity(checkpoint, tokenizer):
 def test_scores_are_metrics_of_the_run(records, files, tiny_overrides, tmp_path):
     # Dropout, which a step switches on, must not be on while the model is scored.
     config = config_with(files, [*tiny_overrides, "model.dropout=0.2", "train.keep_checkpoints=0"], "texts", "names")
-    train(config, records, tmp_path / "run", progress=False)
+    result = train(config, records, tmp_path / "run", progress=False)
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     scored = [line for line in lines if "task/texts/perplexity" in line]
     assert [line["step"] for line in scored] == [5, 11]
     assert all(line["task/names/accuracy"] in (0.0, 25.0, 50.0, 75.0, 100.0) for line in scored)
+    assert result.task_scores == {name: value for name, value in scored[-1].items() if name != "step"}
     tokenizer = Tokenizer.load(records.parent / "tokenizer")
     for line in scored:
         checkpoint = open_checkpoint(step_path(tmp_path / "run/checkpoints", line["step"] + 1))
@@ -81,6 +83,7 @@ def test_scores_are_metrics_of_the_run(records, files, tiny_overrides, tmp_path)
     [
         (["texts"], {"data": "/nowhere"}, DataError, "/nowhere: no such directory"),
         (["answers"], {}, ConfigError, "train.eval_tasks: answers is a task of generation"),
+        (["guesses"], {}, ConfigError, "metric accuracy: is for type choice, the task is of type perplexity"),
         (["absent"], {}, ConfigError, "absent.yaml"),
     ],
 )

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from pangu_ms.core.errors import ConfigError, DataError
+from pangu_ms.eval.tasks.metrics import METRICS
 from pangu_ms.eval.tasks.task import Data, Task, read_task
 
+_WITHOUT_FILE = ("needle",)
+"""Readers that make items if there is no file."""
 DEFINITIONS = Path(__file__).with_name("definitions")
 
 
@@ -43,10 +46,27 @@ def find_tasks(names: Sequence[str], own: Iterable[Path] = ()) -> list[Task]:
             stem, _, variant = name.partition("@")
             if stem not in known:
                 near = difflib.get_close_matches(stem, known, 1, 0.5)
-                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-                raise ConfigError(f"--tasks {name}: no such task; {hint} A file of your own is named by --task-file")
+                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)};"
+                raise ConfigError(
+                    f"{name}: no such task; {hint} for a task of your own give its file (--task-file; train.eval_tasks"
+                    " takes it in place of a name)"
+                )
             tasks[name] = read_task(known[stem], variant)
     return list(tasks.values())
+
+
+def require_metrics(task: Task) -> None:
+    """Raise ConfigError if a metric of a task does not exist, or reads predictions of another type of tasks: where both
+    the prediction and what is right are missing, they would count as equal."""
+    of_type = [name for name, metric in METRICS.items() if metric.task_type == task.type]
+    for name in (*task.metrics, *task.published):
+        if name not in METRICS:
+            raise ConfigError(f"{task.name}: metric {name}: unknown; known: {', '.join(METRICS)}; mend the task file")
+        if name not in of_type:
+            raise ConfigError(
+                f"{task.name}: metric {name}: is for type {METRICS[name].task_type}, the task is of type {task.type};"
+                f" known for it: {', '.join(of_type)}; mend the task file"
+            )
 
 
 @dataclass(frozen=True)
@@ -83,6 +103,8 @@ def read_rows(task: Task, directory: Path | None, split: str = "") -> Rows:
         near = difflib.get_close_matches(data.reader, READERS, 1, 0.5) or sorted(READERS)
         raise ConfigError(f"{task.name}: data.reader={data.reader}: no such reader; did you mean {near[0]}?")
     path = _file_of(task, directory, split)
+    if path is None and data.reader not in _WITHOUT_FILE:
+        raise ConfigError(f"{task.name}: data.splits.{split}.files: reader {data.reader} reads a file; name one there")
     try:
         rows = READERS[data.reader](path, **data.options)
     except TypeError as error:

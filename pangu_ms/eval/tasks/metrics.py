@@ -258,19 +258,19 @@ def assign(losses: Sequence[Sequence[float]]) -> tuple[int, ...]:
 
 
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric(_right),
-    "exact_match": Metric(_best(exact_match)),
-    "f1": Metric(_best(f1)),
-    "exact_match_official": Metric(_best(cmrc_exact_match)),
-    "f1_official": Metric(_best(cmrc_f1)),
-    "rouge_1": Metric(_best(rouge_1)),
-    "rouge_l": Metric(_best(rouge_l)),
-    "prefix_match": Metric(_best(prefix_match)),
-    "text_match": Metric(_best(text_match)),
-    "question_accuracy": Metric(_right_blanks),
-    "passage_accuracy": Metric(_right_passage),
-    "perplexity": Metric(_loss_of_tokens, perplexity_of, percent=False, lower_is_better=True),
-    "word_perplexity": Metric(_loss_of_word, perplexity_of, percent=False, lower_is_better=True),
+    "accuracy": Metric(_right, "choice"),
+    "exact_match": Metric(_best(exact_match), "generation"),
+    "f1": Metric(_best(f1), "generation"),
+    "exact_match_official": Metric(_best(cmrc_exact_match), "generation"),
+    "f1_official": Metric(_best(cmrc_f1), "generation"),
+    "rouge_1": Metric(_best(rouge_1), "generation"),
+    "rouge_l": Metric(_best(rouge_l), "generation"),
+    "prefix_match": Metric(_best(prefix_match), "generation"),
+    "text_match": Metric(_best(text_match), "generation"),
+    "question_accuracy": Metric(_right_blanks, "assignment"),
+    "passage_accuracy": Metric(_right_passage, "assignment"),
+    "perplexity": Metric(_loss_of_tokens, "perplexity", perplexity_of, percent=False, lower_is_better=True),
+    "word_perplexity": Metric(_loss_of_word, "perplexity", perplexity_of, percent=False, lower_is_better=True),
 }
 """All metrics, by the names that task files call them by. QAC and PAC of CMRC2019 are question_accuracy and
 passage_accuracy; word_perplexity counts a continuation once, however many tokens it has."""

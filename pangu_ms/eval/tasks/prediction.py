@@ -65,12 +65,14 @@ class Metric:
 
     Attributes:
         item: (value, weight) of one item, such as (1.0, 1.0) for a right choice, or (nats per token, tokens).
+        task_type: the type of the tasks whose predictions it reads.
         finish: makes what is shown of the weighted mean, such as `perplexity_of`.
         percent: whether it is shown in percent, as published scores are.
         lower_is_better: as for perplexity.
     """
 
     item: Callable[[Prediction, Gold], tuple[float, float]]
+    task_type: str
     finish: Callable[[float], float] = _unchanged
     percent: bool = True
     lower_is_better: bool = False

@@ -24,7 +24,8 @@ _SECTION = {
     **{"task": _TASK, "shots": (int, str), "seed": (int, None), "prompts": str, "gold": str},
     **{"items": int, "available": int},
 }
-_RECORD = {"index": int, "shots": int, "values": (dict, None)}
+_RECORD = {"index": int, "shots": int}
+_LABELLED = {"values": dict}
 Record = dict[str, Any]
 Results = dict[str, Any]
 
@@ -44,10 +45,8 @@ def read_run(directory: Path) -> dict[str, Any]:
     try:
         found = small_json.read_object(path, form={"model": {"name": str, "digest": str}, "sections": dict})
         for name, section in found["sections"].items():
-            if wrong := small_json.misfit(section, _SECTION, f"sections.{name}"):
-                raise ValueError(wrong)
-            if unknown := [metric for metric in section["task"]["metrics"] if metric not in METRICS]:
-                raise ValueError(f"sections.{name} has an unknown metric {unknown[0]:.40}")
+            if wrong := _wrong_section(section):
+                raise ValueError(f"sections.{name}: {wrong}")
     except small_json.Missing:
         raise OutputError(
             f"{directory}: has no {RUN}; name a directory that `pangu tasks run --output` wrote"
@@ -87,11 +86,30 @@ def read_records(directory: Path, section: str, metrics: Sequence[str] = ()) -> 
     return records
 
 
+def _wrong_section(section: Any) -> str:
+    """What is wrong with a section of run.json, in a few words."""
+    if wrong := small_json.misfit(section, _SECTION):
+        return wrong
+    task = section["task"]
+    for metric in task["metrics"]:
+        if metric not in METRICS:
+            return f"unknown metric {metric:.40}"
+    for metric, sizes in task["published"].items():
+        if wrong := small_json.misfit(sizes, dict, metric):
+            return wrong
+        for size, scores in sizes.items():
+            if wrong := small_json.misfit(scores, [(float, None)], size):
+                return wrong
+            if len(scores) != 3:
+                return f"{size} has {len(scores)} published scores"
+    return ""
+
+
 def _wrong(record: Record, metrics: Sequence[str]) -> str:
     """What is wrong with a record, in a few words."""
-    if wrong := small_json.misfit(record, _RECORD):
+    if wrong := small_json.misfit(record, _RECORD | (_LABELLED if "values" in record else {})):
         return wrong
-    for name in metrics if record.get("values") is not None else ():
+    for name in metrics if "values" in record else ():
         if name not in record["values"]:
             return f"has no {name}"
         pair = record["values"][name]
@@ -194,7 +212,8 @@ def _measure(name: str, estimate: Estimate, of_seeds: Sequence[Estimate]) -> dic
 
 
 def compare(one: Path, other: Path) -> list[dict[str, Any]]:
-    """Differences between two models on the same items, paired: how much better `other` is than `one`.
+    """Differences between two models on the same items, paired: how much higher `other`'s scores are than `one`'s; of a
+    perplexity, how many nats.
 
     Returns:
         An object for each section that both have and each metric: `section`, `metric`, `items`, the two values,

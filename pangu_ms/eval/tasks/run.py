@@ -18,7 +18,7 @@ from typing import Any
 from pangu_ms.core import files, format_version
 from pangu_ms.core.errors import ConfigError, DataError, GenerationError, OutputError
 from pangu_ms.core.progress import progress_bar
-from pangu_ms.eval.tasks.catalog import Rows, read_rows
+from pangu_ms.eval.tasks.catalog import Rows, read_rows, require_metrics
 from pangu_ms.eval.tasks.encoding import Encoder, require_spelling
 from pangu_ms.eval.tasks.metrics import METRICS
 from pangu_ms.eval.tasks.model import EvaluatedModel
@@ -91,12 +91,13 @@ def prepare(
             is, what needs them.
 
     Raises:
-        ConfigError: a task names an unknown reader, split or metric, or no task has such demonstrations.
+        ConfigError: a task names an unknown reader or split, or a metric that is not for its type, or no task has such
+            demonstrations.
         DataError: a file is missing or wrong, or an item makes no prompt.
     """
     sections, notes = [], list[str]()
     for task in tasks:
-        _require_metrics(task)
+        require_metrics(task)
         shots = [one for one in settings.shots if one == 0 or task.shots.few] or [0]
         if shots != list(settings.shots):
             notes.append(f"{task.name}: has no demonstrations; it is asked without")
@@ -134,12 +135,6 @@ def _sections(
         for seed in _seeds(task, number, settings.seeds):
             prompts = make_prompts(task, rows, number, seed or 0, shown, indices)
             yield Section(task, number, seed, prompts, len(rows))
-
-
-def _require_metrics(task: Task) -> None:
-    for name in [*task.metrics, *task.published]:
-        if name not in METRICS:
-            raise ConfigError(f"{task.name}: metric {name}: unknown; known: {', '.join(METRICS)}; mend the task file")
 
 
 def _draws(task: Task, shots: Sequence[Shots]) -> bool:
@@ -195,8 +190,7 @@ class Run:
         self.described: dict[str, Any] = json.loads(json.dumps(described))  # as it will be read again
 
     def __enter__(self) -> "Run":
-        if not self.directory.is_dir():
-            files.require_free(self.directory)
+        self._require_no_other_content()
         with files.writing(self.directory / RUN):
             self.directory.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.directory / _LOCK, "ab")
@@ -210,6 +204,17 @@ class Run:
 
     def __exit__(self, *error: object) -> None:
         self._lock.close()
+
+    def _require_no_other_content(self) -> None:
+        if not self.directory.is_dir():
+            files.require_free(self.directory)
+        elif not (self.directory / RUN).exists():
+            others = [one.name for one in self.directory.iterdir() if not one.name.startswith(".")]
+            if others and not (self.directory / RUN).exists():  # which another process may have begun meanwhile
+                raise OutputError(
+                    f"{self.directory}: exists with other content ({others[0]}); nothing is overwritten; name a new"
+                    " --output or remove it"
+                )
 
     def _hold(self) -> None:
         """Lock the directory; the kernel unlocks it when the process dies."""
@@ -226,13 +231,6 @@ class Run:
         """Add the sections to those that are there."""
         path = self.directory / RUN
         if not path.exists():
-            others = [one.name for one in self.directory.iterdir() if not one.name.startswith(".")]
-            if others:
-                (self.directory / _LOCK).unlink()
-                raise OutputError(
-                    f"{self.directory}: exists with other content ({others[0]}); nothing is overwritten; name a new"
-                    " --output or remove it"
-                )
             files.write_json(path, self.described)
             return
         found = read_run(self.directory)

@@ -7,7 +7,7 @@ from pangu_ms.core.errors import CheckpointError
 
 ROUTING_TABLE = ".routing"
 """End of the names of PanGu-Sigma's tables."""
-_SHOWN = 5  # names listed of each kind
+_SHOWN, _LONGEST = 5, 200  # names listed of each kind, and characters of one: a damaged file has any
 
 
 class Mismatch(CheckpointError):
@@ -62,4 +62,5 @@ def _require_tables(where: str, tensors: Mapping[str, Any], expected: dict[str, 
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    shown = ", ".join(f"{name:.{_LONGEST}}" for name in names[:_SHOWN])
+    return shown + (f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

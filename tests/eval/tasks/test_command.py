@@ -84,7 +84,7 @@ def test_show(data, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--tasks", "fuction"], "pangu tasks: --tasks fuction: no such task; did you mean function?"),
+        (["--tasks", "fuction"], "pangu tasks: fuction: no such task; did you mean function?"),
         (["--tasks", "function@x"], "function has no variant x; it has none"),
         (["--tasks", "function", "--shots", "two"], "--shots two: must be numbers up to 1,000 or few, such as 0,1,few"),
         (["--tasks", "function", "--seeds", "-1"], "--seeds -1: must be whole numbers separated by commas"),
@@ -221,8 +221,8 @@ def test_tables_of_results(tmp_path, capsys):
         ("records/function_0-shot.jsonl", "[1.0, 1.0]", "[1.0]", "function_0-shot.jsonl:1: accuracy has no weight"),
         ("records/function_0-shot.jsonl", '"accuracy"', '"other"', "function_0-shot.jsonl:1: has no accuracy"),
         ("records/function_0-shot.jsonl", '"shots"', '"shoot"', "function_0-shot.jsonl:1: shots is None"),
-        ("run.json", '"version": 1,', "", "run.json: sections.function_0-shot.task.version is None; it is damaged"),
-        ("run.json", '["accuracy"]', '["luck"]', "run.json: sections.function_0-shot has an unknown metric luck"),
+        ("run.json", '"version": 1,', "", "run.json: sections.function_0-shot: task.version is None; it is damaged"),
+        ("run.json", '["accuracy"]', '["luck"]', "run.json: sections.function_0-shot: unknown metric luck"),
         ("run.json", '"format_version": 1', '"format_version": 9', "was written by a newer version of pangu-ms"),
     ],
 )

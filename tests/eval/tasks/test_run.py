@@ -192,9 +192,10 @@ def test_what_does_not_belong_to_a_run(tmp_path, data, tasks):
     assert files_of(tmp_path / "out") == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").touch()
+    (tmp_path / "mine" / ".lock").touch()  # a run's directory has one
     with pytest.raises(OutputError, match="exists with other content .file.; nothing is overwritten"):
         run(tmp_path / "mine", tasks[:1], data)
-    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == {"file", ".lock"}
 
 
 def test_order_changes_no_prediction(tmp_path, data):
@@ -275,10 +276,18 @@ def test_what_is_told_before_a_model_is_loaded(tmp_path, data, tasks):
     ("change", "message"),
     [
         ({"metrics": ["acuracy"]}, "colour: metric acuracy: unknown; known: "),
+        (
+            {"metrics": ["f1"]},
+            "colour: metric f1: is for type generation, the task is of type choice; known for it: acc",
+        ),
         ({"data": {"reader": "line"}}, "colour: data.reader=line: no such reader; did you mean lines?"),
         (
             {"data": {"options": {"x": 1}}},
             "colour: data.options: .* unexpected keyword argument 'x'; mend the task file",
+        ),
+        (
+            {"data": {"splits": {"dev": {}, "train": {}}}},
+            "colour: data.splits.dev.files: reader lines reads a file; name",
         ),
         ({"shots": {"split": "test"}}, "colour: has no split test; it has dev, train; mend the task file"),
     ],
