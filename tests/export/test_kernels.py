@@ -16,6 +16,7 @@ from pangu_ms.core.protobuf import content, fields, message_field
 from pangu_ms.export import kernels
 from pangu_ms.export.graph_file import MODEL_PRIMITIVES, External, GraphFile
 from pangu_ms.export.package import Package
+from tests.eager import eager
 from tests.export.common import attribute, copy_of, replay_in_this_process, reseal
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
@@ -42,7 +43,8 @@ def without_kernels(package, tmp_path):
 def test_checkpoint_and_package_with_and_without_kernels_write_the_same_text(package, trained_run, capsys):
     found = []
     for words in (["generate", trained_run], ["run-mindir", package], ["run-mindir", package, "--allow-kernels"]):
-        assert main([*map(str, words), *RUN]) == 0
+        with eager():
+            assert main([*map(str, words), *RUN]) == 0
         output, error = capsys.readouterr()
         found.append([json.loads(line)["token_ids"] for line in output.splitlines()])
     assert found[0] == found[1] == found[2] and all(found[0])

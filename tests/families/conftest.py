@@ -14,6 +14,7 @@ from pydantic.dataclasses import rebuild_dataclass
 
 from pangu_ms.config import RunConfig
 from pangu_ms.models.registry import FAMILIES, Family
+from tests.eager import eager
 
 ADDED = "plain"
 SOURCE = Path(__file__).parent / ADDED
@@ -110,9 +111,10 @@ def run(tiny, trained_config, records, tmp_path_factory, request, compiled_model
 
 @pytest.fixture(scope="module")
 def decoder(run):
-    """One sequence of 32 tokens, 8 at a time."""
+    """One sequence of 32 tokens, 8 at a time, for eager mode."""
     from pangu_ms.checkpoint import store
     from pangu_ms.infer.decoder import GraphShape
     from pangu_ms.infer.load import load_decoder
 
-    return load_decoder(store.open_checkpoint(run), GraphShape.fitting(32, 1, 32, 8))
+    with eager():  # else its graph would be compiled
+        return load_decoder(store.open_checkpoint(run), GraphShape.fitting(32, 1, 32, 8))

@@ -18,7 +18,7 @@ from pangu_ms.infer.load import load_decoder
 from pangu_ms.infer.packed_model import PackedMatrix, pack_cells
 from pangu_ms.models.build import build_model, initial_values
 from tests.eager import eager
-from tests.export.common import replay_in_this_process
+from tests.export.common import export_without_kernels, replay_in_this_process
 from tests.parsers import commands
 
 pytestmark = pytest.mark.usefixtures("compiled_models")
@@ -99,9 +99,11 @@ def test_quantize_measures_what_rounding_costs(source, records, tmp_path, capsys
     assert found["bytes"][1] < 0.4 * found["bytes"][0]
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_a_package(int8, source, tmp_path, capsys, monkeypatch):
     """Its graph holds the packed int8; its answers are those of the checkpoint, as its own verification finds."""
     replay_in_this_process(monkeypatch)
+    export_without_kernels(monkeypatch)
     output = tmp_path / "package"
     shape = ["--batch-size", "1", "--max-length", "12", "--chunk", "4", "--json"]
     assert main(["export", str(int8.path), "--output", str(output), *shape]) == 0
