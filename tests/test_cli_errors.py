@@ -188,6 +188,8 @@ SECOND_WORDS = {
     "ranktable": "make",
     "manifest": "slurm",
     "schedule": "simulate",
+    "tasks": "run",
+    "harness": "run",
 }
 
 

@@ -22,6 +22,14 @@ def test_all_combinations_of_some_parameters_are_kept(sizes, strength, most):
     assert max(sizes) <= len(chosen) <= most
 
 
+def test_all_values_stay_beside_the_first_backend():
+    rows = list(itertools.product(range(2), range(4), range(3)))
+    chosen = [rows[number] for number in kept(rows, 1, of_kernels=True)]
+    first, others = ([row for row in chosen if (row[0] == 0) == one] for one in (True, False))
+    assert {row[1] for row in first} == {*range(4)} and {row[2] for row in first} == {*range(3)}
+    assert (len(first), len(others)) == (4, 1)
+
+
 def test_one_parameter_keeps_all_rows():
     assert kept([(0,), (1,), (2,)]) == {0, 1, 2}
 

@@ -2,6 +2,7 @@
 
 @pytest.mark.thinned        each value of two parameters, each pair of values of three and more
 @pytest.mark.thinned(1)     each value of every parameter
+@pytest.mark.thinned(1, of_kernels=True)     and each value with the first backend, whose kernels are ours
 """
 
 import itertools
@@ -14,8 +15,9 @@ Row = tuple[int, ...]
 """The number of the value of each parameter."""
 
 
-def kept(rows: Sequence[Row], strength: int | None = None) -> set[int]:
-    """Positions of rows that together have all combinations of values of any `strength` parameters that all rows have.
+def kept(rows: Sequence[Row], strength: int | None = None, of_kernels: bool = False) -> set[int]:
+    """Positions of rows that together have all combinations of values of any `strength` parameters that all rows have;
+    with `of_kernels` also each value beside the first one of the first parameter.
 
     The choice is greedy and depends on the rows alone; of equals the smaller numbers come first, so that a value that
     a list begins with is combined with most of the others.
@@ -23,6 +25,8 @@ def kept(rows: Sequence[Row], strength: int | None = None) -> set[int]:
     if strength is None:
         strength = max(1, min(2, len(rows[0]) - 1))
     wanted = {number: set(_combinations(row, strength)) for number, row in enumerate(rows)}
+    for number, row in enumerate(rows):
+        wanted[number] |= {pair for pair in _combinations(row, 2) if of_kernels and pair[0] == (0, 0)}
     missing, chosen = set().union(*wanted.values()), set()
     while missing:
         best = min(wanted, key=lambda number: (-len(wanted[number] & missing), rows[number]))
@@ -42,7 +46,8 @@ def mark_slow(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("thinned") and hasattr(item, "callspec"):
             tests[item.nodeid.partition("[")[0]].append(item)
     for grid in tests.values():
-        stay = kept(rows_of(grid), *grid[0].get_closest_marker("thinned").args)
+        marker = grid[0].get_closest_marker("thinned")
+        stay = kept(rows_of(grid), *marker.args, **marker.kwargs)
         for number, item in enumerate(grid):
             if number not in stay:
                 item.add_marker(pytest.mark.slow)

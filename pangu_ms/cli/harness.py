@@ -1,6 +1,7 @@
 """`pangu harness ACTION`: tasks of lm-eval (EleutherAI's lm-evaluation-harness) with models of ours, and tasks of ours
 for lm-eval."""
 
+import shlex
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,7 +105,7 @@ def _run(args: Namespace) -> int:
         if error.name != "lm_eval":
             raise
         raise GenerationError(f"lm-eval is not there; {EXTRA}") from None
-    names = [name for name in args.tasks.split(",") if name]
+    names = [name.strip() for name in args.tasks.split(",") if name.strip()]
     manager = task_manager(names, args.include_path)
     manager.target_delimiter = args.target_delimiter
     model = open_model(args)
@@ -179,7 +180,8 @@ def _export(args: Namespace) -> int:
         (one.name, f"{len(one.rows):,}", one.score, f"{one.left_out:,}" if one.left_out else "") for one in exported
     ]
     lines = table_lines(("task of lm-eval", "items", "score", "unlabelled, left out"), rows, "<><>")
-    lines.append(f"score a model on all: pangu harness run MODEL --include-path {args.output} --tasks {TAG}")
+    directory = shlex.quote(str(args.output))
+    lines.append(f"score a model on all: pangu harness run MODEL --include-path {directory} --tasks {TAG}")
     found = {one.name: {"items": len(one.rows), "score": one.score, "left_out": one.left_out} for one in exported}
     print_result({"tasks": found, "notes": [*notes, *said]}, "\n".join(lines), args.json)
     return 0

@@ -67,9 +67,9 @@ def text_of(results: "Results", output: Path) -> str:
     for score in results["scores"]:
         name = f"{score['task']} {score['shots']}-shot"
         if score["items"] < score["available"]:
-            lines.append(
-                f"{name}: the first {score['items']:,} of {score['available']:,} items; published scores are of all"
-            )
+            published = any(metric["published"] for metric in score["metrics"].values())
+            line = f"{name}: the first {score['items']:,} of {score['available']:,} items"
+            lines.append(line + ("; published scores are of all" if published else ""))
         if score["cut_items"]:
             lines.append(
                 f"{name}: the window has no room for {score['cut_items']:,} texts; {score['cut_tokens']:,} tokens were"

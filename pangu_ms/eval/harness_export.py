@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from pangu_ms.core import files
-from pangu_ms.core.errors import ConfigError
+from pangu_ms.core.errors import ConfigError, DataError
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.eval.tasks.encoding import Encoder
 from pangu_ms.eval.tasks.metrics import METRICS
@@ -122,6 +122,7 @@ def export_section(section: Section) -> ExportedTask:
 
     Raises:
         ConfigError: lm-eval has no form for it, or no item has a gold label.
+        DataError: an item holds a lone surrogate.
     """
     task = section.task
     labelled = [prompt for prompt in section.prompts if prompt.gold is not None]
@@ -130,6 +131,8 @@ def export_section(section: Section) -> ExportedTask:
             f"{task.name}: no item with a gold label is left; lm-eval scores no others; name another split"
         )
     form = _FORMS[task.type](section, labelled)
+    for prompt, row in zip(labelled, form.rows):
+        _require_unicode(prompt, row)
     config = form.config | {
         "target_delimiter": "",
         "fewshot_delimiter": "",
@@ -239,6 +242,15 @@ def results_of(doc: dict[str, Any], results: Sequence[Any], metrics: Sequence[st
 
 def _row(prompt: Prompt) -> dict[str, Any]:
     return {"id": str(prompt.id)}
+
+
+def _require_unicode(prompt: Prompt, row: dict[str, Any]) -> None:
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{prompt.place}: has a lone surrogate, which UTF-8 cannot hold; repair the data file"
+        ) from None
 
 
 def _context(prompt: Prompt, context: str) -> str:

@@ -26,6 +26,8 @@ CONNECTIONS = 8
 """Requests at a time: as many as a server has slots by default."""
 _TRIES, _LONGEST_WAIT_S = 6, 30.0
 _BUSY = (429, 503)
+_LOST = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
+"""A server closes connections that are idle, perhaps just when one is used again."""
 _KEPT_TEXTS = 4096  # whose tokens are remembered
 _UNKNOWN_SIZE = 2**31 - 1  # of a vocabulary
 
@@ -50,17 +52,12 @@ class Connection:
         self._client = client or httpx.Client(headers=headers, timeout=600)
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The answer to GET, or to POST of a body. A server that is busy is asked again.
+        """The answer to GET, or to POST of a body. A server that is busy, or closed the connection, is asked again.
 
         Raises:
             GenerationError: the server is not there, refuses, or answers something else than JSON.
         """
         answer = self._answer(path, body)
-        for attempt in range(1, _TRIES):
-            if answer.status_code not in _BUSY:
-                break
-            time.sleep(min(_LONGEST_WAIT_S, _seconds(answer.headers.get("Retry-After")) or 2.0**attempt))
-            answer = self._answer(path, body)
         try:
             value = answer.json()
         except ValueError:
@@ -77,13 +74,22 @@ class Connection:
         return value
 
     def _answer(self, path: str, body: dict[str, Any] | None) -> httpx.Response:
-        try:
-            return self._client.request("POST" if body else "GET", self.url + path, json=body)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise GenerationError(
-                f"{self.url}{path}: {str(error) or type(error).__name__}; start the server with `pangu serve`, or give"
-                " its URL, such as http://localhost:8000"
-            ) from None
+        attempt = 0
+        while True:
+            attempt += 1
+            wait_s = 2.0**attempt
+            try:
+                answer = self._client.request("POST" if body else "GET", self.url + path, json=body)
+                if answer.status_code not in _BUSY or attempt == _TRIES:
+                    return answer
+                wait_s = _seconds(answer.headers.get("Retry-After")) or wait_s
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                if not isinstance(error, _LOST) or attempt == _TRIES:
+                    raise GenerationError(
+                        f"{self.url}{path}: {str(error) or type(error).__name__}; start the server with `pangu serve`,"
+                        " or give its URL, such as http://localhost:8000"
+                    ) from None
+            time.sleep(min(_LONGEST_WAIT_S, wait_s))
 
     def field(self, answer: dict[str, Any], name: str, kind: type[T]) -> T:
         """A part of an answer.

@@ -34,6 +34,7 @@ def draw(*shape, seed=0):
     return np.random.RandomState(seed).randn(*shape) * 2
 
 
+@pytest.mark.thinned(1, of_kernels=True)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", FORMULAS)
 def test_activation_and_gradients(backend, name, dtype):

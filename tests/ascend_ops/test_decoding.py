@@ -77,6 +77,7 @@ DTYPES = [("float32", "float32"), ("float16", "float16"), ("float32", "float16")
 """Of queries, and of the cache."""
 
 
+@pytest.mark.thinned(1, of_kernels=True)
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
 @pytest.mark.parametrize("heads", [(2, 2, 16), (6, 2, 5)], ids=str)
 @pytest.mark.parametrize("case", CASES)

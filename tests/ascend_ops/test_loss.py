@@ -133,6 +133,7 @@ def logprobs(tensors):
     return compiled(token_logprobs)(tensors)
 
 
+@pytest.mark.thinned(1, of_kernels=True)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize(("tokens", "vocab"), [(1, 1), (5, 23), (3, 2049), (40, 5000)])
 def test_logprobs(backend, tokens, vocab, dtype):

@@ -45,7 +45,7 @@ def exact_linear_gradients(x, weight, cotangent):
     return cotangent @ weight, cotangent.T @ x, cotangent.sum(0)
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(1, of_kernels=True)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_linear_and_gradients(backend, dtype):
     x, weight, bias, cotangent = (
@@ -103,6 +103,7 @@ def test_linear_of_any_size(backend, dtype, rows, size, outputs):
         assert_close(f, w, accuracy)
 
 
+@pytest.mark.thinned(1, of_kernels=True)
 @pytest.mark.parametrize("shape", [(6,), (4, 6), (2, 1, 3, 6)])
 @pytest.mark.parametrize("outputs", [1, 4])
 def test_no_bias_and_any_rank(backend, shape, outputs):
@@ -129,6 +130,7 @@ def test_nan_stays_in_its_row(backend, dtype):
         assert np.isnan(y).all(0).tolist() == np.isnan(y).any(0).tolist() == [column == 2 for column in range(9)]
 
 
+@pytest.mark.thinned(1, of_kernels=True)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("rows", [1, 50])
 def test_weight_is_seen_rounded(backend, rows, dtype):

@@ -80,6 +80,7 @@ def make(name, dtype, *shape):
     ]
 
 
+@pytest.mark.thinned(1, of_kernels=True)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", CASES)
 def test_norm_and_gradients(backend, name, dtype):

@@ -36,6 +36,7 @@ class OneParameter(nn.Cell):
         return [x.asnumpy() for x in (self.p, self.m, self.v)]
 
 
+@pytest.mark.thinned(1, of_kernels=True)
 @pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE])
 @pytest.mark.parametrize(
     ("shape", "dtype"),
@@ -176,6 +177,7 @@ def test_squared_norm_has_a_gradient_and_keeps_nan(backend):
     assert np.isnan(forward(squared_norm, [Tensor(x)])[0])
 
 
+@pytest.mark.thinned(1, of_kernels=True)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", [(1, 70001), (3, 5, 13), (64, 3300), (5,), (3, 40000)])
 def test_squared_norms_are_those_of_each_line(backend, shape, dtype):
@@ -206,6 +208,7 @@ class Alone(OneParameter):
 CONTROLS = (Tensor(0.25, ms.float32), Tensor(0.5, ms.float32))
 
 
+@pytest.mark.thinned(1, of_kernels=True)
 @pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE])
 @pytest.mark.parametrize(
     ("shape", "touched", "dtype"),

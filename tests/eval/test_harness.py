@@ -306,6 +306,9 @@ def test_what_lm_eval_cannot_express_is_said(data, tmp_path):
     assert "all blanks of an item are filled at once" in refusal(tmp_path, tmp_path, "blanks", **blanks)
     (tmp_path / "dev.json").write_text(json.dumps({"id": 0, "sentence": "def"}) + "\n")
     assert "no item with a gold label is left" in refusal(tmp_path, tmp_path, "unlabelled", **TASKS["label"])
+    (tmp_path / "dev.json").write_text(json.dumps({"id": 0, "sentence": "a\ud83d", "label": "1"}) + "\n")
+    with pytest.raises(DataError, match="broken: item 1: has a lone surrogate.*; repair the data file"):
+        refusal(tmp_path, tmp_path, "broken", **TASKS["behind"])
 
 
 # lm-eval's own tasks --------------------------------------------------------------------------------------------------
@@ -409,11 +412,12 @@ def test_the_command_exports_and_scores(toy, data, own_tasks, tmp_path, monkeypa
     made_task(tmp_path, "behind", TASKS["behind"])
     made_task(tmp_path, "unlabelled", CHOICE | {"context": "{choice}", "continuation": "{sentence}", "gold": "none"})
     files = [f"--task-file={tmp_path}/{name}.yaml" for name in ("behind", "unlabelled")]
-    output = tmp_path / "lm_eval"
+    output = tmp_path / "for lm_eval"
     words = ["--tasks", "behind,unlabelled", "--task_data", str(data), "--shots", "0,2", "--limit", "4"]
     assert main(["harness", "export", *words, *files, "--output", str(output)]) == 0
     told = capsys.readouterr()
-    assert "pangu_behind_2_shot_seed0      4  acc_tokens" in told.out and "--tasks pangu_tasks" in told.out
+    assert "pangu_behind_2_shot_seed0      4  acc_tokens" in told.out
+    assert f"--include-path '{output}' --tasks pangu_tasks" in told.out, "to be pasted into a shell"
     assert "unlabelled: no item with a gold label is left" in told.err
     monkeypatch.setattr(harness, "open_model", lambda args: toy)
     words = ["model", "--tasks", "pangu_tasks", "--include_path", str(output), "--bootstrap_iters=0"]
@@ -426,7 +430,7 @@ def test_the_command_exports_and_scores(toy, data, own_tasks, tmp_path, monkeypa
     assert len(samples) == 4 and json.loads(samples[0])["acc_tokens"] in (0.0, 1.0)
     assert main(["harness", "run", *words, "--num-fewshot", "2"]) == 0
     assert "--num-fewshot 2: 2 tasks keep the number of demonstrations" in capsys.readouterr().err
-    assert main(["harness", "run", "model", "--tasks", "one", "--include-path", str(own_tasks), "--json"]) == 0
+    assert main(["harness", "run", "model", "--tasks", "one, ", "--include-path", str(own_tasks), "--json"]) == 0
     assert "acc_tokens,none" in json.loads(capsys.readouterr().out)["results"]["one"]
 
 

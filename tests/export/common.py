@@ -12,6 +12,7 @@ import numpy as np
 from pangu_ms.core.protobuf import message_field
 from pangu_ms.export import replay
 from pangu_ms.export.package import MANIFEST, Package, file_entries, sealed
+from pangu_ms.infer.decoder import Decoder
 
 
 def attribute(name, value):
@@ -31,16 +32,23 @@ def reseal(package):
     (package / MANIFEST).write_text(json.dumps(sealed(manifest | {"files": file_entries(package)})))
 
 
+_loaded: dict[tuple[str, bytes | None], Decoder] = {}
+
+
 def load_packages_once(monkeypatch):
-    """In this test, packages that are equal but for "verified" have one decoder for each key, which is loaded once."""
-    load, loaded = Package.decoder, {}
+    """In this test, packages that are equal but for "verified" have one decoder for each key, which was perhaps loaded
+    in an earlier test. Graphs that call kernels are loaded anew."""
+    load = Package.decoder
 
     def decoder(package, key=None, allow_kernels=False):
+        if allow_kernels:
+            return load(package, key, allow_kernels)
         described = {field: value for field, value in package.manifest.items() if field not in ("verified", "sha256")}
-        name = json.dumps(described, sort_keys=True), key, allow_kernels
-        if name not in loaded:
-            loaded[name] = load(package, key, allow_kernels)
-        return loaded[name]
+        name = json.dumps(described, sort_keys=True), key
+        if name not in _loaded:
+            _loaded[name] = load(package, key)
+        _loaded[name].lengths[:] = 0
+        return _loaded[name]
 
     monkeypatch.setattr(Package, "decoder", decoder)
 
@@ -69,8 +77,14 @@ def replay_here(directory, trial, key_file):
         return replay.read_replay(answer)
 
 
+def export_without_kernels(monkeypatch):
+    """In this test, packages have no second graph, which calls our kernels; test_kernels.py has those that do."""
+    monkeypatch.setattr("pangu_ms.export.write.write_kernels", lambda *_: None)
+
+
 def export_unverified(monkeypatch):
     """In this test, exports trust what they have written; test_package.py has those that run it."""
+    export_without_kernels(monkeypatch)
     monkeypatch.setattr("pangu_ms.export.write.VERIFIED_STEPS", 1)
     verified = {"steps": 1, "weights": 1, "max_difference": 0.0, "logit_deviation": 1.0}
     monkeypatch.setattr("pangu_ms.export.write.verify", lambda *_: verified)

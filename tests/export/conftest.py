@@ -3,6 +3,7 @@
 import pytest
 
 from pangu_ms.cli.main import main
+from tests.export.common import load_packages_once
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +24,12 @@ def keys(made_once):
             (directory / f"{name}public.pem").write_bytes(public)
 
     return made_once("keys", make)
+
+
+@pytest.fixture(autouse=True)
+def loaded_once(monkeypatch):
+    """Loading the graph takes longer than what a test does with it."""
+    load_packages_once(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,8 @@ from pangu_ms.core.protobuf import content, fields, message_field
 from pangu_ms.export import kernels
 from pangu_ms.export.graph_file import MODEL_PRIMITIVES, External, GraphFile
 from pangu_ms.export.package import Package
-from tests.export.common import attribute, copy_of, load_packages_once, replay_in_this_process, reseal
+from tests.eager import eager
+from tests.export.common import attribute, copy_of, replay_in_this_process, reseal
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 RUN = ["--prompt", "def alpha_1(beta):", "--prompt", "print(", "--max-new-tokens", "8", "--temperature", "0", "--json"]
@@ -42,7 +43,8 @@ def without_kernels(package, tmp_path):
 def test_checkpoint_and_package_with_and_without_kernels_write_the_same_text(package, trained_run, capsys):
     found = []
     for words in (["generate", trained_run], ["run-mindir", package], ["run-mindir", package, "--allow-kernels"]):
-        assert main([*map(str, words), *RUN]) == 0
+        with eager():
+            assert main([*map(str, words), *RUN]) == 0
         output, error = capsys.readouterr()
         found.append([json.loads(line)["token_ids"] for line in output.splitlines()])
     assert found[0] == found[1] == found[2] and all(found[0])
@@ -96,7 +98,6 @@ def test_source_of_somebody_else_is_named_as_such_and_is_what_is_built(package, 
         raise OperatorError("not built")
 
     monkeypatch.setattr(library, "build", build)
-    load_packages_once(monkeypatch)
     assert main(["run-mindir", str(copy), *RUN]) == 0 and not built  # without being allowed
     plain = capsys.readouterr().out
     assert main(["run-mindir", str(copy), *RUN, "--allow-kernels"]) == 0
@@ -107,7 +108,6 @@ def test_source_of_somebody_else_is_named_as_such_and_is_what_is_built(package, 
 
 
 def test_without_a_compiler_the_package_runs_with_one_warning(package, tmp_path, capsys, caplog, monkeypatch):
-    load_packages_once(monkeypatch)
     assert main(["run-mindir", str(package), *RUN]) == 0
     expected = capsys.readouterr().out
     monkeypatch.setenv("ASCEND_OPS_CACHE", str(tmp_path / "cache"))

@@ -14,7 +14,8 @@ from pangu_ms.cli import run_mindir
 from pangu_ms.cli.main import main
 from pangu_ms.core.errors import ExportError, OutputError
 from pangu_ms.export.package import Package, read_key
-from tests.export.common import copy_of, load_packages_once, replay_here, replay_in_this_process, reseal
+from tests.eager import eager
+from tests.export.common import copy_of, replay_here, replay_in_this_process, reseal
 from tests.infer.pi_checkpoint import reference_logits, save_pi_checkpoint
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
@@ -35,18 +36,19 @@ def shape():
 
 @pytest.fixture(scope="module")
 def decoder(package, trained_run, shape):
-    """The checkpoint's model, compiled once for several exports: by that of the package, if it was made here."""
-    from pangu_ms.infer import load
-    from tests.reused_models import reused_models
+    """The checkpoint's model, for eager mode."""
+    from pangu_ms.infer.load import load_decoder
 
-    with reused_models():
-        return load.load_decoder(open_checkpoint(trained_run), shape)
+    with eager():  # else its graph would be compiled
+        return load_decoder(open_checkpoint(trained_run), shape)
 
 
 @pytest.fixture
 def loaded(decoder, monkeypatch):
-    """Exports in this test take that decoder."""
-    monkeypatch.setattr("pangu_ms.export.write.load_decoder", lambda *_: decoder)
+    """Exports in this test take that decoder; what they write is a graph nevertheless."""
+    monkeypatch.setattr("pangu_ms.export.write.load_decoder", lambda *_, **__: decoder)
+    with eager():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,8 @@ def continued(trained_run, decoder):
     from pangu_ms.infer.sampling import SamplingConfig
 
     generator = Generator(decoder, load_tokenizer(open_checkpoint(trained_run)))
-    return [result.text for result in generator.generate(list(PROMPTS), SamplingConfig(8, temperature=0))]
+    with eager():
+        return [result.text for result in generator.generate(list(PROMPTS), SamplingConfig(8, temperature=0))]
 
 
 @pytest.mark.slow
@@ -222,7 +225,8 @@ def test_beams_of_a_package_are_those_of_the_checkpoint(package, trained_run, ca
     words = ["--prompt", "def", "--num-beams", "2", "--max-new-tokens", "12", "--json"]
     found = []
     for verb, model in (("run-mindir", package), ("generate", trained_run)):
-        assert main([verb, str(model), *words]) == 0
+        with eager():
+            assert main([verb, str(model), *words]) == 0
         found.append(json.loads(capsys.readouterr().out)["token_ids"])
     assert found[0] == found[1]
     monkeypatch.setattr(Package, "decoder", None)  # more beams than slots are told before the graph is loaded
@@ -257,7 +261,6 @@ def test_a_directory_that_is_no_package(tmp_path):
 
 def test_an_encrypted_package_needs_its_key(trained_run, loaded, continued, tmp_path, capsys, monkeypatch):
     replay_in_this_process(monkeypatch)
-    load_packages_once(monkeypatch)
     key, wrong = tmp_path / "key", tmp_path / "wrong"
     key.write_text("0123456789abcdef\n")
     wrong.write_text("0123456789abcdeX\n")

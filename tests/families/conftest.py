@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
@@ -14,6 +14,7 @@ from pydantic.dataclasses import rebuild_dataclass
 
 from pangu_ms.config import RunConfig
 from pangu_ms.models.registry import FAMILIES, Family
+from tests.eager import eager
 
 ADDED = "plain"
 SOURCE = Path(__file__).parent / ADDED
@@ -42,23 +43,22 @@ def added_family(directory: Path) -> Iterator[None]:
         del sys.modules[name]
 
 
-def _has_experts(family: str) -> bool:
-    return family in FAMILIES and "num_experts" in {field.name for field in fields(FAMILIES[family].config)}
-
-
 COSTLY = pytest.mark.parametrize(
     "tiny",
-    [name if _has_experts(name) else pytest.param(name, marks=pytest.mark.slow) for name in (*FAMILIES, ADDED)],
+    [name if name == "moge" else pytest.param(name, marks=pytest.mark.slow) for name in (*FAMILIES, ADDED)],
     indirect=True,
 )
-"""For tests that take seconds: in the default tier only families with experts. They share their layers with the dense
-ones, and PanGu-alpha has other tests of the same verbs."""
+"""For tests that take seconds: in the default tier one family with experts. It shares its layers with the dense ones;
+PanGu-alpha has other tests of the same verbs, and PanGu-Sigma those of tests/infer/test_domains.py."""
 EVALUATED = pytest.mark.parametrize(
     "tiny",
-    [pytest.param(name, marks=pytest.mark.slow if name in ("alpha", ADDED) else ()) for name in (*FAMILIES, ADDED)],
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("alpha", "pi", ADDED) else ())
+        for name in (*FAMILIES, ADDED)
+    ],
     indirect=True,
 )
-"""In the default tier the families of the package but PanGu-alpha, which tests/eval evaluates."""
+"""In the default tier the families with experts; tests/eval evaluates PanGu-alpha."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,10 @@ def run(tiny, trained_config, records, tmp_path_factory, request, compiled_model
 
 @pytest.fixture(scope="module")
 def decoder(run):
-    """One sequence of 32 tokens, 8 at a time."""
+    """One sequence of 32 tokens, 8 at a time, for eager mode."""
     from pangu_ms.checkpoint import store
     from pangu_ms.infer.decoder import GraphShape
     from pangu_ms.infer.load import load_decoder
 
-    return load_decoder(store.open_checkpoint(run), GraphShape.fitting(32, 1, 32, 8))
+    with eager():  # else its graph would be compiled
+        return load_decoder(store.open_checkpoint(run), GraphShape.fitting(32, 1, 32, 8))

@@ -14,6 +14,7 @@ from pangu_ms.config import load_config
 from pangu_ms.models.common.init import initial_values
 from pangu_ms.models.common.stacks import stored_shapes
 from pangu_ms.models.registry import FAMILIES
+from tests.eager import eager
 from tests.export.common import load_packages_once, replay_here
 from tests.families.conftest import COSTLY, EVALUATED, SOURCE
 
@@ -89,18 +90,19 @@ def test_it_is_evaluated(run, records, capsys):
 
 @COSTLY
 def test_its_package_generates_as_it_does(run, decoder, tmp_path, capsys, monkeypatch):
-    """With the decoder of the checkpoint compiled once, and the package verified in this process and loaded once."""
+    """With the decoder of the checkpoint in eager mode, and the package verified in this process and loaded once."""
     from pangu_ms.export import write
     from pangu_ms.infer import load
 
     monkeypatch.setattr(write, "replay_in_fresh_process", replay_here)
     load_packages_once(monkeypatch)
     for module in (load, write):
-        monkeypatch.setattr(module, "load_decoder", lambda *_: decoder)
-    assert main(["generate", str(run), *GREEDY]) == 0
-    text = json.loads(capsys.readouterr().out)["text"]
+        monkeypatch.setattr(module, "load_decoder", lambda *_, **__: decoder)
     sizes = ["--batch-size", 1, "--max-length", 32, "--chunk", 8]
-    manifest = answer(capsys, "export", run, "--output", tmp_path / "package", *sizes)
+    with eager():
+        assert main(["generate", str(run), *GREEDY]) == 0
+        text = json.loads(capsys.readouterr().out)["text"]
+        manifest = answer(capsys, "export", run, "--output", tmp_path / "package", *sizes)
     assert manifest["verified"]["max_difference"] <= 1e-4
     assert main(["run-mindir", str(tmp_path / "package"), *GREEDY]) == 0
     assert json.loads(capsys.readouterr().out)["text"] == text and text
@@ -152,7 +154,7 @@ def test_its_plan_is_executed(tiny, overrides, capsys):
     assert found["agrees"] and len(found["losses"]) == 2
 
 
-@COSTLY
+@EVALUATED
 def test_its_collapse_is_measured(run, trained_config, records, capsys):
     found = answer(capsys, "analyze", "collapse", run, "--data", records, "--max-batches", 1)
     layers = found["checkpoints"][0]["layers"]

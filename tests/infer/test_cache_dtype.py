@@ -16,6 +16,7 @@ from pangu_ms.core.errors import ExportError, GenerationError
 from pangu_ms.export.write import export_package
 from pangu_ms.infer.decoder import GraphShape
 from pangu_ms.infer.load import _require_writable, cache_dtype_of
+from tests.eager import eager
 from tests.infer.common import make_decoder
 from tests.models.alpha import random_parameters, small
 from tests.reference.alpha_numpy import forward
@@ -37,6 +38,13 @@ def logits(decoder, slot=1):
     return np.stack(rows + [decoder.append({other: 30, slot: token})[slot] for token in NEXT])
 
 
+@pytest.fixture
+def eagerly(mindspore_cpu):
+    """Models that run a few times; the last test computes with such a cache in a graph."""
+    with eager():
+        yield
+
+
 @pytest.fixture(scope="module")
 def small_decoder():
     return decoder(2, 10)
@@ -49,12 +57,14 @@ def exact():
     return forward(CONFIG, parameters, np.array([PROMPT + NEXT]), None)[0, len(PROMPT) - 1 :]
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_logits_are_near_those_of_exact_keys_and_values(small_decoder, exact):
     """A rounding of bfloat16 is at most 2^-9 of a number."""
     assert 1e-4 < np.abs(logits(small_decoder) - exact).max() / np.abs(exact).max() < 2**-7
     assert all(cache.dtype == ms.bfloat16 for cache in small_decoder.caches)
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_mindspore_s_own_operators_keep_float16_alone(exact):
     with ascend_ops.use("composed"):
         assert np.abs(logits(decoder(2, 10, "float16")) - exact).max() < 2**-10 * np.abs(exact).max()
@@ -64,12 +74,14 @@ def test_mindspore_s_own_operators_keep_float16_alone(exact):
             logits(decoder(1, 1))
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_bits_of_a_sequence_do_not_depend_on_slots_and_chunks(small_decoder):
     expected = logits(small_decoder)
     for other in (logits(small_decoder, 0), logits(decoder(5, 4))):
         assert np.array_equal(other.view(np.int32), expected.view(np.int32))
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_sequences_are_copied_kept_and_cleared(small_decoder):
     expected = logits(small_decoder)[-1]
     saved = small_decoder.save(1)

@@ -127,7 +127,7 @@ def test_the_commands_and_the_package(sigma, generator, texts, tmp_path, capsys,
     """--domain, domains of a file of prompts, the API, and a package of all domains: with one decoder, and the package
     verified in this process."""
     for module in ("infer.load", "export.write"):
-        monkeypatch.setattr(f"pangu_ms.{module}.load_decoder", lambda *_: generator.decoder)
+        monkeypatch.setattr(f"pangu_ms.{module}.load_decoder", lambda *_, **__: generator.decoder)
     monkeypatch.setattr("pangu_ms.export.write.replay_in_fresh_process", replay_here)
     load_packages_once(monkeypatch)
     monkeypatch.setattr("pangu_ms.export.write.VERIFIED_STEPS", 8)

@@ -126,7 +126,7 @@ def test_as_many_rows_as_beams_are_loaded(trained_run, monkeypatch):
     from pangu_ms.infer import load
 
     shapes = []
-    monkeypatch.setattr(load, "load_decoder", lambda checkpoint, shape, config, weights: shapes.append(shape))
+    monkeypatch.setattr(load, "load_decoder", lambda checkpoint, shape, *_, **__: shapes.append(shape))
     beams = SamplingConfig(max_new_tokens=6, num_beams=4, length_penalty=0.0)
     load.load_generator(open_checkpoint(trained_run), Prompt.each_of(PROMPTS, beams), batch_size=2)
     assert [shape.batch_size for shape in shapes] == [4]

@@ -14,11 +14,20 @@ from pangu_ms.infer.decoder import GraphShape
 from pangu_ms.infer.load import load_decoder, load_scorer
 from pangu_ms.infer.scoring import Item, Scorer
 from pangu_ms.infer.window_scorer import WindowScorer
+from tests.eager import eager
 from tests.models.alpha import random_parameters, small
 from tests.reference.alpha_numpy import forward
 
-pytestmark = pytest.mark.usefixtures("mindspore_cpu")
+pytestmark = pytest.mark.usefixtures("eagerly")
 PROMPT, NEXT = [7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17], [20, 21, 22]
+
+
+@pytest.fixture(scope="module")
+def eagerly(mindspore_cpu):
+    """Nine models, each of which runs a few times: no graph is worth compiling. tests/infer/test_engine.py computes the
+    same bits in graphs."""
+    with eager():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +81,7 @@ def test_bits_of_a_sequence_do_not_depend_on_slots_and_chunks(checkpoint, found)
     assert np.array_equal(found("float32"), other)
 
 
-@pytest.mark.parametrize("position", ["gate", "product"])
+@pytest.mark.parametrize("position", ["gate", pytest.param("product", marks=pytest.mark.slow)])
 def test_gated_network_with_series_and_shortcuts(position, tmp_path):
     """PanGu-pi with packed weights computes what it computes with those that are stored."""
     words = ["model.num_layers=1", "model.seq_length=24", "model.vocab_size=300", f"model.siaf_position={position}"]

@@ -17,10 +17,19 @@ from pangu_ms.infer.decoder import GraphShape
 from pangu_ms.infer.load import load_decoder
 from pangu_ms.infer.packed_model import PackedMatrix, pack_cells
 from pangu_ms.models.build import build_model, initial_values
+from tests.eager import eager
+from tests.export.common import export_without_kernels, replay_in_this_process
 from tests.parsers import commands
 
 pytestmark = pytest.mark.usefixtures("compiled_models")
 PROMPT = [7, 8, 9, 10, 11]
+
+
+@pytest.fixture
+def eagerly(mindspore_cpu):
+    """Models that run a few times; the package's is a graph."""
+    with eager():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +47,7 @@ def logits(checkpoint, weights=""):
     return np.stack([decoder.prefill([[5], PROMPT])[1], decoder.step(np.array([3, 4]))[1]])
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_generation_computes_the_bits_of_packing_at_load(source, int8):
     assert np.array_equal(logits(int8), logits(source, "int8"))
 
@@ -74,6 +84,7 @@ def test_evaluation_reads_it(int8, records, capsys, monkeypatch):
     assert [one["weights"] for one in identities] == ["int8"]
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_quantize_measures_what_rounding_costs(source, records, tmp_path, capsys):
     """The loss before is that of `pangu eval`, the one after that of `pangu eval` on the new checkpoint."""
     few = ["--data", str(records), "--max-batches", "2", "--batch-size", "4", "--json"]
@@ -88,8 +99,11 @@ def test_quantize_measures_what_rounding_costs(source, records, tmp_path, capsys
     assert found["bytes"][1] < 0.4 * found["bytes"][0]
 
 
-def test_a_package(int8, source, tmp_path, capsys):
+@pytest.mark.usefixtures("eagerly")
+def test_a_package(int8, source, tmp_path, capsys, monkeypatch):
     """Its graph holds the packed int8; its answers are those of the checkpoint, as its own verification finds."""
+    replay_in_this_process(monkeypatch)
+    export_without_kernels(monkeypatch)
     output = tmp_path / "package"
     shape = ["--batch-size", "1", "--max-length", "12", "--chunk", "4", "--json"]
     assert main(["export", str(int8.path), "--output", str(output), *shape]) == 0

@@ -37,14 +37,14 @@ def reuse(loaded, monkeypatch):
     """Commands share compiled scorers."""
     load_scorer = load.load_scorer
 
-    def reused(checkpoint, items, tokenizer, config=None, weights="", places=()):
+    def reused(checkpoint, items, tokenizer, *others):
         key = all(item.is_text for item in items)
         if key not in loaded:
-            loaded[key] = load_scorer(checkpoint, items, tokenizer, config, weights, places)
+            loaded[key] = load_scorer(checkpoint, items, tokenizer, *others)
         with monkeypatch.context() as patch:
             patch.setattr(load, "load_decoder", lambda *arguments, **options: loaded[False].decoder)
             patch.setattr(load, "_whole_windows", lambda *arguments: loaded[True].graph)
-            load_scorer(checkpoint, items, tokenizer, config, weights, places)  # checks the items
+            load_scorer(checkpoint, items, tokenizer, *others)  # checks the items
         if not key:
             loaded[key].forget()
         loaded[key].counts = type(loaded[key].counts)()

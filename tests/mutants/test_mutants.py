@@ -19,8 +19,8 @@ from tests.mutants.kinds import KINDS
 from tests.mutants.read import MEMORY_BYTES, SECONDS
 
 ROOT = Path(__file__).parents[2]
-FEW, MANY = 2, 400
-SOME = 2
+FEW, MANY = 1, 400
+SOME = 1
 """Of the odd files, so many stand in place of each kind in the default tier."""
 NOTHING = hashlib.sha256(b"").hexdigest()
 

@@ -1,5 +1,6 @@
 """A model behind a URL gives the numbers of the same model in this process."""
 
+import httpx
 import numpy as np
 import pytest
 
@@ -10,7 +11,8 @@ from pangu_ms.infer.continuation import Request
 from pangu_ms.infer.engine import Engine
 from pangu_ms.infer.sampling import SamplingConfig
 from pangu_ms.infer.scoring import Item, Scorer
-from tests.serve.common import Toy, model_of, running
+from tests.serve.common import Toy, running
+from tests.serve.models import model_of
 
 TEXTS = [
     ("def alpha_1(beta):\n    ", ["return beta + 1", "print(", "x"]),
@@ -96,3 +98,22 @@ def test_a_busy_server_is_asked_again(tokenizer, monkeypatch):
         requests = [Request((9, i), SamplingConfig(2, temperature=0), i) for i in range(7, 15)]
         assert len(dict(remote.generate(requests))) == 8
     assert waited
+
+
+def test_a_connection_that_the_server_closed_is_opened_again(monkeypatch):
+    from pangu_ms.eval import remote as module
+
+    waited, lost = [], [httpx.RemoteProtocolError("disconnected"), httpx.ReadError("reset")]
+    monkeypatch.setattr(module.time, "sleep", waited.append)
+
+    def answer(request):
+        if lost:
+            raise lost.pop()
+        return httpx.Response(200, json={"data": []})
+
+    connection = module.Connection("http://test", client=httpx.Client(transport=httpx.MockTransport(answer)))
+    assert connection.ask("/v1/models") == {"data": []} and waited == [2.0, 4.0]
+    lost += [httpx.ReadError("reset")] * 10
+    with pytest.raises(GenerationError, match="http://test/v1/models: reset; start the server"):
+        connection.ask("/v1/models")
+    assert len(lost) == 4

@@ -46,8 +46,11 @@ def find_tasks(names: Sequence[str], own: Iterable[Path] = ()) -> list[Task]:
             stem, _, variant = name.partition("@")
             if stem not in known:
                 near = difflib.get_close_matches(stem, known, 1, 0.5)
-                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-                raise ConfigError(f"--tasks {name}: no such task; {hint} A file of your own is named by --task-file")
+                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)};"
+                raise ConfigError(
+                    f"{name}: no such task; {hint} for a task of your own give its file (--task-file; train.eval_tasks"
+                    " takes it in place of a name)"
+                )
             tasks[name] = read_task(known[stem], variant)
     return list(tasks.values())
 

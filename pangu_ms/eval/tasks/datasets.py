@@ -283,7 +283,7 @@ def cmrc2019(path: Path, left_chars: int = 300, right_chars: int = 200) -> list[
         blanks = []
         for blank in found:
             left, right = (_NUMBERED_BLANK.sub("", part) for part in (context[: blank.start()], context[blank.end() :]))
-            blanks.append({"left": left[-left_chars:], "right": right[:right_chars]})
+            blanks.append({"left": left[max(0, len(left) - left_chars) :], "right": right[:right_chars]})
         name = entry.get("context_id", number)
         rows.append({"id": name, "context": context, "choices": choices, "blanks": blanks, "answers": answers})
     return rows

@@ -162,7 +162,9 @@ class _Item:
         if value is None:
             return None
         label = text_of(value)
-        if label not in choices and self.task.choices and self.task.choices.field:
+        if (
+            self.task.choices and self.task.choices.field
+        ):  # a text such as "2" may be a candidate and look like an index
             label = next((one for one, text in choices.items() if text == value), label)
         if label not in choices:
             known = ", ".join(list(choices)[:20])

@@ -212,7 +212,8 @@ def _measure(name: str, estimate: Estimate, of_seeds: Sequence[Estimate]) -> dic
 
 
 def compare(one: Path, other: Path) -> list[dict[str, Any]]:
-    """Differences between two models on the same items, paired: how much better `other` is than `one`.
+    """Differences between two models on the same items, paired: how much higher `other`'s scores are than `one`'s; of a
+    perplexity, how many nats.
 
     Returns:
         An object for each section that both have and each metric: `section`, `metric`, `items`, the two values,

@@ -190,8 +190,7 @@ class Run:
         self.described: dict[str, Any] = json.loads(json.dumps(described))  # as it will be read again
 
     def __enter__(self) -> "Run":
-        if not self.directory.is_dir():
-            files.require_free(self.directory)
+        self._require_no_other_content()
         with files.writing(self.directory / RUN):
             self.directory.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.directory / _LOCK, "ab")
@@ -205,6 +204,17 @@ class Run:
 
     def __exit__(self, *error: object) -> None:
         self._lock.close()
+
+    def _require_no_other_content(self) -> None:
+        if not self.directory.is_dir():
+            files.require_free(self.directory)
+        elif not (self.directory / RUN).exists():
+            others = [one.name for one in self.directory.iterdir() if not one.name.startswith(".")]
+            if others and not (self.directory / RUN).exists():  # which another process may have begun meanwhile
+                raise OutputError(
+                    f"{self.directory}: exists with other content ({others[0]}); nothing is overwritten; name a new"
+                    " --output or remove it"
+                )
 
     def _hold(self) -> None:
         """Lock the directory; the kernel unlocks it when the process dies."""
@@ -221,13 +231,6 @@ class Run:
         """Add the sections to those that are there."""
         path = self.directory / RUN
         if not path.exists():
-            others = [one.name for one in self.directory.iterdir() if not one.name.startswith(".")]
-            if others:
-                (self.directory / _LOCK).unlink()
-                raise OutputError(
-                    f"{self.directory}: exists with other content ({others[0]}); nothing is overwritten; name a new"
-                    " --output or remove it"
-                )
             files.write_json(path, self.described)
             return
         found = read_run(self.directory)
@@ -243,6 +246,7 @@ class Run:
                     f"{path}: {name} is there with other {', '.join(wrong)}; give the same data, task file and options"
                     " to go on, or name a new --output"
                 )
+            _require_same_items(path, name, own, known)
         if len(known) > len(found["sections"]):
             files.write_json(path, found | {"sections": known})
 
@@ -290,6 +294,17 @@ class Run:
         found = summarize(self.directory)
         files.write_json(self.directory / "results.json", found)
         return found
+
+
+def _require_same_items(path: Path, name: str, section: dict[str, Any], known: dict[str, Any]) -> None:
+    """Raise GenerationError unless the seeds of a task have the same items: their scores are averaged item by item."""
+    for other, described in known.items():
+        same = described["task"]["name"] == section["task"]["name"] and described["shots"] == section["shots"]
+        if same and any(described[key] != section[key] for key in ("items", "gold")):
+            raise GenerationError(
+                f"{path}: {other} has other items than {name}, and all seeds of a task must have the same ones; give"
+                " the same data and --limit, or name a new --output"
+            )
 
 
 def _asked(described: dict[str, Any]) -> dict[str, Any]:

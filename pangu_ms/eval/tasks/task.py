@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 
 from pangu_ms.core import yaml_file
 from pangu_ms.core.errors import ConfigError
-from pangu_ms.core.fields import STRICT, Float, Int, require
+from pangu_ms.core.fields import STRICT, Float, Int, require, require_not_negative
 from pangu_ms.eval.tasks.template import Template
 from pangu_ms.infer.sampling import SamplingConfig
 
@@ -70,6 +70,9 @@ class Split:
     optional: bool = False
     """Whether the reader makes do without the file."""
 
+    def __post_init__(self) -> None:
+        require_not_negative(self, items="means that it is not known")
+
 
 @dataclass(frozen=True, config=STRICT)
 class Data:
@@ -111,6 +114,9 @@ class Field:
     last_chars: Int = 0
     """Keeps so many characters of the end; 0 keeps all."""
 
+    def __post_init__(self) -> None:
+        require_not_negative(self, first_chars="keeps all", last_chars="keeps all")
+
 
 @dataclass(frozen=True, config=STRICT)
 class Choices:
@@ -128,7 +134,12 @@ class Choices:
 
     def __post_init__(self) -> None:
         require(bool(self.labels) != bool(self.field), "labels", ": must be given, or field; one of the two")
-        require(self.random >= 0, "random", f"={self.random}: must not be negative; 0 takes all candidates")
+        require(
+            len(set(self.labels.values())) == len(self.labels),
+            "labels",
+            ": several labels have the same text, of which a model can only predict the first; give each one its own",
+        )
+        require_not_negative(self, random="takes all candidates")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -147,7 +158,7 @@ class Decoding:
     is room."""
 
     def __post_init__(self) -> None:
-        require(self.keep_tokens >= 0, "keep_tokens", f"={self.keep_tokens}: must not be negative; 0 keeps all")
+        require_not_negative(self, keep_tokens="keeps all")
         self.sampling(1 if self.max_new_tokens == ANSWER else int(self.max_new_tokens), 0)
 
     def sampling(self, max_new_tokens: int, seed: int) -> SamplingConfig:
@@ -189,6 +200,14 @@ class Shots:
     """Only demonstrations of at most so many characters; 0: any."""
     total_chars: Int = 0
     """At most so many characters of demonstrations in all; 0: any."""
+
+    def __post_init__(self) -> None:
+        require_not_negative(self, max_chars="takes any", total_chars="takes any")
+        require(
+            self.few == DYNAMIC or int(self.few) >= 0,
+            "few",
+            f"={self.few}: must not be negative; 0 is for a task without",
+        )
 
 
 Scores = dict[str, tuple[Float | None, Float | None, Float | None]]

@@ -84,7 +84,7 @@ def test_show(data, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--tasks", "fuction"], "pangu tasks: --tasks fuction: no such task; did you mean function?"),
+        (["--tasks", "fuction"], "pangu tasks: fuction: no such task; did you mean function?"),
         (["--tasks", "function@x"], "function has no variant x; it has none"),
         (["--tasks", "function", "--shots", "two"], "--shots two: must be numbers up to 1,000 or few, such as 0,1,few"),
         (["--tasks", "function", "--seeds", "-1"], "--seeds -1: must be whole numbers separated by commas"),

@@ -177,6 +177,7 @@ def test_blanks_of_cmrc2019(tmp_path):
         assert row["answers"] == gold
     near = READERS["cmrc2019"](path, left_chars=2, right_chars=1)[0]["blanks"]
     assert {(len(blank["left"]), len(blank["right"])) for blank in near} == {(2, 1)}
+    assert not any(blank["left"] for blank in READERS["cmrc2019"](path, left_chars=0)[0]["blanks"])
 
 
 def test_other_forms(tmp_path):

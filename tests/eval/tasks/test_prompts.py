@@ -54,10 +54,12 @@ def test_labels_are_templates_and_compare_as_json_does(tmp_path):
 def test_choices_of_a_field(tmp_path):
     tree = with_fields(CHOICE) | {"choices": {"field": "options"}, "context": "{thing}", "continuation": "{choice}"}
     row = {"thing": "sky", "options": ["a", "b", "c"]}
-    for gold in (2, "c"):
+    for gold in (2, "2", "c"):
         prompt = one(tmp_path, tree, row | {"label": gold})
         assert [candidate.continuation for candidate in prompt.candidates] == ["a", "b", "c"]
         assert prompt.gold == Gold(choice=2, label="2") and prompt.id == 0, "an item without an id is numbered"
+    numbers = [one(tmp_path, tree, {"thing": "1 + 1", "options": ["3", "2", "0"], "label": gold}) for gold in ("2", 2)]
+    assert [prompt.gold.choice for prompt in numbers] == [1, 2], "a text is a candidate's first, a number its index"
 
 
 def test_random_wrong_candidates(tmp_path):

@@ -186,15 +186,19 @@ def test_what_does_not_belong_to_a_run(tmp_path, data, tasks):
         run(tmp_path / "out", tasks[:1], data, Settings((0,)), model)
     with pytest.raises(GenerationError, match="colour_0-shot is there with other items, prompts, gold; give the same"):
         run(tmp_path / "out", tasks[:1], data, Settings((0,), limit=2))
+    run(tmp_path / "seeds", tasks[:1], data, Settings((1,), seeds=(0,)))
+    with pytest.raises(GenerationError, match="1-shot_seed0 has other items than colour_1-shot_seed1.*same data and"):
+        run(tmp_path / "seeds", tasks[:1], data, Settings((1,), seeds=(1,), limit=2))
     changed = task_of(tmp_path, with_fields(CHOICE, normalization="sum"))
     with pytest.raises(GenerationError, match="colour_0-shot is there with other task; give the same"):
         run(tmp_path / "out", [changed], data, Settings((0,)))
     assert files_of(tmp_path / "out") == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").touch()
+    (tmp_path / "mine" / ".lock").touch()  # a run's directory has one
     with pytest.raises(OutputError, match="exists with other content .file.; nothing is overwritten"):
         run(tmp_path / "mine", tasks[:1], data)
-    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == {"file", ".lock"}
 
 
 def test_order_changes_no_prediction(tmp_path, data):

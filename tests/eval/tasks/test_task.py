@@ -49,6 +49,11 @@ def test_a_variant_replaces_fields(tmp_path):
         ({"decoding": {"top_p": 2}}, "decoding.top_p=2.0: must be in (0, 1]"),
         ({"published": {"accuracy": {"2.6B": [1, 2]}}}, "published.accuracy.2.6B.2: is required and was not given"),
         ({"variants": {"bad": {"gold": 3}}}, "variant bad: gold=3: input should be a valid string"),
+        ({"shots": {"few": -1}}, "shots.few=-1: must not be negative"),
+        ({"shots": {"max_chars": -1}}, "shots.max_chars=-1: must not be negative; 0 takes any"),
+        ({"fields": {"x": {"source": "a", "last_chars": -1}}}, "fields.x.last_chars=-1: must not be negative"),
+        ({"data": {"splits": {"dev": {"items": -1}}}}, "data.splits.dev.items=-1: must not be negative"),
+        ({"choices": {"labels": {0: "red", 1: "red"}}}, "choices.labels: several labels have the same text"),
         ({"version": "one"}, "version='one': input should be a valid integer"),
     ],
 )
@@ -80,7 +85,9 @@ def test_names_of_tasks(tmp_path):
     task_of(tmp_path, CHOICE)
     own = [tmp_path / "colour.yaml"]
     assert [task.name for task in catalog.find_tasks(["colour", "colour@other"], own)] == ["colour", "colour@other"]
-    with pytest.raises(ConfigError, match="--tasks color: no such task; did you mean colour?"):
+    with pytest.raises(
+        ConfigError, match="color: no such task; did you mean colour\\? for a task of your own give its file"
+    ):
         catalog.find_tasks(["color"], own)
     with pytest.raises(ConfigError, match="is named colour, as .* is"):
         catalog.task_files(own * 2)
