@@ -15,7 +15,7 @@ from pangu_ms.cli.main import main
 from pangu_ms.core.errors import ExportError, OutputError
 from pangu_ms.export.package import Package, read_key
 from tests.eager import eager
-from tests.export.common import copy_of, replay_here, replay_in_this_process, reseal
+from tests.export.common import copy_of, export_without_kernels, replay_here, replay_in_this_process, reseal
 from tests.infer.pi_checkpoint import reference_logits, save_pi_checkpoint
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
@@ -260,7 +260,9 @@ def test_a_directory_that_is_no_package(tmp_path):
 
 
 def test_an_encrypted_package_needs_its_key(trained_run, loaded, continued, tmp_path, capsys, monkeypatch):
+    """With its kernels, in the slow tier: test_kernels.py."""
     replay_in_this_process(monkeypatch)
+    export_without_kernels(monkeypatch)
     key, wrong = tmp_path / "key", tmp_path / "wrong"
     key.write_text("0123456789abcdef\n")
     wrong.write_text("0123456789abcdeX\n")
@@ -287,6 +289,7 @@ def test_an_export_that_differs_is_not_committed(trained_run, loaded, shape, tmp
         return {name: (logits + 1e-3, digests) for name, (logits, digests) in replay_here(*arguments).items()}
 
     monkeypatch.setattr(write, "replay_in_fresh_process", shifted)
+    export_without_kernels(monkeypatch)
     with pytest.raises(ExportError, match="logits differ by 0.001"):
         write.export_package(open_checkpoint(trained_run), tmp_path / "package", shape)
     assert os.listdir(tmp_path) == []

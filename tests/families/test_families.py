@@ -15,7 +15,7 @@ from pangu_ms.models.common.init import initial_values
 from pangu_ms.models.common.stacks import stored_shapes
 from pangu_ms.models.registry import FAMILIES
 from tests.eager import eager
-from tests.export.common import load_packages_once, replay_here
+from tests.export.common import export_without_kernels, load_packages_once, replay_here
 from tests.families.conftest import COSTLY, EVALUATED, SOURCE
 
 GREEDY = ["--prompt", "def alpha_1(beta):", "--max-new-tokens", "6", "--temperature", "0", "--json"]
@@ -89,13 +89,16 @@ def test_it_is_evaluated(run, records, capsys):
 
 
 @COSTLY
-def test_its_package_generates_as_it_does(run, decoder, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("with_kernels", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_its_package_generates_as_it_does(run, decoder, with_kernels, tmp_path, capsys, monkeypatch):
     """With the decoder of the checkpoint in eager mode, and the package verified in this process and loaded once."""
     from pangu_ms.export import write
     from pangu_ms.infer import load
 
     monkeypatch.setattr(write, "replay_in_fresh_process", replay_here)
     load_packages_once(monkeypatch)
+    if not with_kernels:
+        export_without_kernels(monkeypatch)
     for module in (load, write):
         monkeypatch.setattr(module, "load_decoder", lambda *_, **__: decoder)
     sizes = ["--batch-size", 1, "--max-length", 32, "--chunk", 8]

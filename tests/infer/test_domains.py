@@ -11,7 +11,7 @@ from pangu_ms.infer.generate import Prompt
 from pangu_ms.infer.sampling import SamplingConfig
 from pangu_ms.infer.scoring import Item, Scorer
 from tests.eager import eager
-from tests.export.common import load_packages_once, replay_here, reseal
+from tests.export.common import export_without_kernels, load_packages_once, replay_here, reseal
 from tests.models.sigma import CODE, LAW, TEXT, save_sigma
 
 pytestmark = pytest.mark.usefixtures("compiled_models")
@@ -130,6 +130,7 @@ def test_the_commands_and_the_package(sigma, generator, texts, tmp_path, capsys,
         monkeypatch.setattr(f"pangu_ms.{module}.load_decoder", lambda *_, **__: generator.decoder)
     monkeypatch.setattr("pangu_ms.export.write.replay_in_fresh_process", replay_here)
     load_packages_once(monkeypatch)
+    export_without_kernels(monkeypatch)
     monkeypatch.setattr("pangu_ms.export.write.VERIFIED_STEPS", 8)
     prompts = [{"prompt": PROMPT, "domain": "law"}, PROMPT, {"prompt": PROMPT, "domain": "text"}]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in prompts))

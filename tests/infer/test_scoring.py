@@ -56,7 +56,7 @@ class Reference:
 made = functools.cache(Reference)
 
 
-@pytest.fixture(params=["alpha", "pi"])
+@pytest.fixture(params=["alpha", pytest.param("pi", marks=pytest.mark.slow)])
 def of_family(request):
     return made(request.param)
 

@@ -10,7 +10,6 @@ import pytest
 from pangu_ms.checkpoint import store
 from pangu_ms.cli.main import main
 from pangu_ms.config import load_config
-from tests.eager import eager
 from tests.export.common import export_without_kernels, load_packages_once, replay_here
 from tests.frozen import MATRIX, TABLE, frozen, permutation, unfrozen
 from tests.reference import alpha_numpy
@@ -79,13 +78,10 @@ def test_they_are_resharded_to_a_plan_and_back(run, tmp_path):
 
 @pytest.fixture
 def verified_here(monkeypatch):
-    """`pangu export` verifies a package in this process, where it is loaded once. The model that it is compared with
-    runs eagerly."""
+    """`pangu export` verifies a package in this process, where it is loaded once."""
     load_packages_once(monkeypatch)
     export_without_kernels(monkeypatch)
     monkeypatch.setattr("pangu_ms.export.write.replay_in_fresh_process", replay_here)
-    with eager():
-        yield
 
 
 def test_they_are_exported(run, verified_here, config, tmp_path, capsys):

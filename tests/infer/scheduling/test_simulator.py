@@ -118,7 +118,7 @@ def test_an_engine_needs_the_steps_that_are_simulated(name):
     assert {i: len(answer) for i, answer in engine.answers.items()} == done.answers
 
 
-@pytest.fixture(scope="module", params=range(4))
+@pytest.fixture(scope="module", params=[0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))])
 def gains(request):
     """Throughput on 1,024 lognormal lengths relative to static batches of 16 in order of arrival."""
     lengths = lognormal_lengths(1024, request.param)
