@@ -198,7 +198,7 @@ def _load_decoder(
             fill_from(checkpoint, graph.model, config.model)
         else:
             fill_packed(checkpoint, graph.model, config.model, weights)
-        decoder = Decoder(graph, shape, domains_of(config.model), graph.caches())
+        decoder = Decoder(graph, shape, domains_of(config.model), graph.caches(), contextlib.nullcontext)
     alike.append((decoder.graph, weakref.ref(decoder)))
     return decoder
 

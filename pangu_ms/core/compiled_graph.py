@@ -41,8 +41,8 @@ def _executor() -> Any:
     for module in ("mindspore.graph.api", "mindspore.common.api"):  # of 2.9, of 2.7
         try:
             executor = importlib.import_module(module)._cell_graph_executor._graph_executor
+            if callable(executor) and callable(executor.has_compiled):
+                return executor
         except (ImportError, AttributeError):
             continue
-        if callable(executor) and callable(getattr(executor, "has_compiled", None)):
-            return executor
     return None

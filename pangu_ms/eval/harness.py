@@ -49,6 +49,10 @@ class LogLikelihood(float):
 class Chat(Protocol):
     """A template of chats."""
 
+    @property
+    def where(self) -> str:
+        """What messages call it."""
+
     def render(self, messages: Sequence[Mapping[str, Any]], generate: bool = True) -> str:
         """The text of a chat; `generate`: an answer follows."""
 
@@ -92,7 +96,7 @@ class HarnessModel(LM):
 
     def chat_template(self, chat_template: bool | str = False) -> str:
         """The name of the template, for lm-eval's record of what was run."""
-        return str(getattr(self.chat, "where", "")) if self.chat else ""
+        return self.chat.where if self.chat else ""
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """See LM."""

@@ -19,9 +19,6 @@ from pangu_ms.models.common.layers import CacheShape
 class CachedModel(nn.Cell):
     """Appends tokens to the KV cache and returns, for each slot, the logits behind one of them."""
 
-    takes_more_rows = True
-    """Whether it may be called with more rows in `last_S` than slots, for which another graph is compiled."""
-
     def __init__(self, config: ModelConfig, cache: CacheShape):
         super().__init__(auto_prefix=False)  # parameters keep the names that they have in checkpoints
         self.model = build_model(config, cache)

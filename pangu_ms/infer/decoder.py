@@ -79,7 +79,7 @@ class Decoder:
         shape: GraphShape,
         domains: Domains = NO_DOMAINS,
         caches: Sequence[Any] = (),
-        compiling: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        compiling: Callable[[], AbstractContextManager[Any]] | None = None,
     ):
         """Wrap a graph.
 
@@ -89,7 +89,7 @@ class Decoder:
             domains: the domains that the model tells apart.
             caches: the parameters of `graph` that hold keys and values, slot after slot.
             compiling: context for the first call of `append_with_all_logits`, which compiles a graph: of the compile
-                cache.
+                cache. None: the shapes of the graph are fixed, as those of a MindIR are.
         """
         self.graph, self.shape, self.domains, self.caches = graph, shape, domains, caches
         self._compiling = compiling
@@ -120,8 +120,8 @@ class Decoder:
 
     @property
     def has_all_logits(self) -> bool:
-        """Whether there is `append_with_all_logits`: not where the graph is a MindIR, whose shapes are fixed."""
-        return getattr(self.graph, "takes_more_rows", False)
+        """Whether there is `append_with_all_logits`."""
+        return self._compiling is not None
 
     def append_with_all_logits(
         self, tokens: Mapping[int, int], chunk: tuple[int, Sequence[int]]
@@ -132,6 +132,7 @@ class Decoder:
             Logits [S, V] as those of `append`, and [tokens of the chunk, V], float32.
         """
         size, every = self.shape.batch_size, self.shape.batch_size + self.shape.chunk
+        assert self._compiling, "has_all_logits"
         with nullcontext() if every in self._repeat else self._compiling():
             logits = self._append(tokens, chunk, range(size, every))
         return logits[:size], logits[size : size + len(chunk[1])]

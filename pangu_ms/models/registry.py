@@ -42,7 +42,8 @@ configuration of a model.
 
 `weights.py`    `FORMATS`: by the name of a foreign format a `Format` (models/common/weights.py): names of the
                 parameters there, and how its config.json is read and written. `MINDFORMERS` fits any family. No
-                mindspore import. `GGUF`, if llama.cpp has its models, describes them (models/common/gguf.py).
+                mindspore import. `GGUF` describes its models for llama.cpp, or says what that lacks
+                (models/common/gguf.py).
 
 `domains.py`    Only in families whose models tell domains apart: `extracted`, `with_domain`, `Donor`, `expert_loads`,
                 `experts_of` and `index_of`, and for a family with a `BASE_FAMILY` `inherited` (see
@@ -58,7 +59,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from pangu_ms.models.common.config import ModelConfig
-from pangu_ms.models.common.gguf import Describe, absent
+from pangu_ms.models.common.gguf import Describe
 from pangu_ms.models.common.sharding import Rules
 from pangu_ms.models.common.weights import Format
 
@@ -95,8 +96,7 @@ class Family:
     @property
     def gguf(self) -> Describe:
         """Describes its models for llama.cpp."""
-        module = importlib.import_module(f"{self.package}.weights")
-        return getattr(module, "GGUF", absent("model of this family"))
+        return importlib.import_module(f"{self.package}.weights").GGUF
 
     @property
     def domains(self) -> ModuleType:

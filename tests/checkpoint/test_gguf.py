@@ -10,32 +10,16 @@ import gguf
 import numpy as np
 import pytest
 
-from pangu_ms.checkpoint import gguf_export, gguf_file, lazy, store
+from pangu_ms.checkpoint import gguf_export, gguf_file, lazy
 from pangu_ms.checkpoint.lazy import InMemory
 from pangu_ms.cli.main import main
-from pangu_ms.config.load import config_from_dict
 from pangu_ms.core import dtypes
 from pangu_ms.core.errors import CheckpointError
 from pangu_ms.data.tokenizer import Tokenizer, train_tokenizer
+from tests.checkpoint.llama_models import LLAMA, VARIANTS, saved
 from tests.data.common import STORED
 from tests.models import alpha, moge, pi
 from tests.reference.make_tokenizer_golden import CHINESE, CODE, PROSE, write_files
-
-LLAMA = {"num_kv_heads": 2, "hidden_size": 64, "ffn_hidden_size": 96, "rope_theta": 5e5, "rms_norm_eps": 1e-6}
-VARIANTS = {
-    "llama": LLAMA,
-    "tied": {"tie_word_embeddings": True, "head_dim": 6},
-    "openpangu": LLAMA | {"attention_bias": True},
-}
-
-
-def saved(root, model, parameters=None, tokenizer=None):
-    """The checkpoint of a model with random weights; returns the weights."""
-    family = type(model).__name__.removesuffix("Config").lower()
-    tree = {"model": {"family": family} | {name: getattr(model, name) for name in model.field_names()}}
-    weights = parameters or pi.random_parameters(model)
-    store.save(root, 0, {"model": weights}, {}, config_from_dict(tree, "here"), tokenizer)
-    return weights
 
 
 def read(path):

@@ -12,7 +12,7 @@ import pytest
 
 from pangu_ms.cli.main import main
 from pangu_ms.data.tokenizer import Tokenizer, train_tokenizer
-from tests.checkpoint.test_gguf import VARIANTS, saved
+from tests.checkpoint.llama_models import VARIANTS, saved
 from tests.data.common import STORED
 from tests.models.alpha import our_logits
 from tests.models.pi import random_parameters, small

@@ -7,6 +7,7 @@ import numpy as np
 import yaml
 
 from pangu_ms.eval.tasks.model import Answer
+from pangu_ms.eval.tasks.run import Run, Settings, prepare
 from pangu_ms.eval.tasks.task import read_task
 from pangu_ms.infer.scoring import ContinuationScore, ScoredSequence
 
@@ -92,6 +93,27 @@ CHOICE = {
     "variants": {"other": {"context": "{choice}: {thing}\n"}},
 }
 CHOICE["data"]["splits"]["train"] = {"files": "colour_train.jsonl"}
+GENERATION = {
+    "name": "ask",
+    "type": "generation",
+    "data": CHOICE["data"],
+    "context": "Q: {question}\nA: ",
+    "gold": "answers",
+    "metrics": ["exact_match"],
+    "shots": {"few": 2, "separator": "\n\n"},
+}
+ASSIGNMENT = {
+    "name": "blanks",
+    "type": "assignment",
+    "data": CHOICE["data"],
+    "context": "{left}",
+    "continuation": "{choice}{right}",
+    "choices": {"field": "options"},
+    "blanks": "blanks",
+    "metrics": ["question_accuracy"],
+    "shots": {"few": 1},
+}
+SETTINGS = Settings((0, "few"), (0, 1, 2))
 WORDS = "apple sky grass snow coal rose sea sand leaf milk".split()
 TRAIN = [{"id": f"t{i}", "thing": word, "text": word[::-1], "label": i % 2} for i, word in enumerate(WORDS)]
 DEV = [{"id": f"d{i}", "thing": word * 2, "text": word.upper(), "label": i % 2} for i, word in enumerate(WORDS[:6])]
@@ -119,3 +141,11 @@ def read_lines(path, **options):
 def write_lines(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def run(directory, tasks, data, settings=SETTINGS, model=None):
+    model = model or HashModel()
+    sections, _ = prepare(tasks, settings, data)
+    with Run(directory, model, sections, 7) as opened:
+        opened.ask(progress=False)
+        return opened.results()

@@ -6,8 +6,7 @@ import pytest
 from pangu_ms.core.errors import DataError
 from pangu_ms.eval.tasks.encoding import Encoder, encode_parts, require_spelling
 from pangu_ms.eval.tasks.prompts import FEW, make_prompts
-from tests.eval.tasks.common import CHOICE, DEV, TRAIN, Characters, task_of, with_fields
-from tests.eval.tasks.test_prompts import GENERATION
+from tests.eval.tasks.common import CHOICE, DEV, GENERATION, TRAIN, Characters, task_of, with_fields
 
 WINDOW = 64
 

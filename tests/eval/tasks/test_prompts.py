@@ -5,28 +5,7 @@ import pytest
 from pangu_ms.core.errors import ConfigError, DataError
 from pangu_ms.eval.tasks.prediction import Gold
 from pangu_ms.eval.tasks.prompts import FEW, Candidate, make_prompts
-from tests.eval.tasks.common import CHOICE, DEV, TRAIN, task_of, with_fields
-
-GENERATION = {
-    "name": "ask",
-    "type": "generation",
-    "data": CHOICE["data"],
-    "context": "Q: {question}\nA: ",
-    "gold": "answers",
-    "metrics": ["exact_match"],
-    "shots": {"few": 2, "separator": "\n\n"},
-}
-ASSIGNMENT = {
-    "name": "blanks",
-    "type": "assignment",
-    "data": CHOICE["data"],
-    "context": "{left}",
-    "continuation": "{choice}{right}",
-    "choices": {"field": "options"},
-    "blanks": "blanks",
-    "metrics": ["question_accuracy"],
-    "shots": {"few": 1},
-}
+from tests.eval.tasks.common import ASSIGNMENT, CHOICE, DEV, GENERATION, TRAIN, task_of, with_fields
 
 
 def one(tmp_path, tree, row, **settings):

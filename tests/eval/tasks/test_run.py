@@ -12,19 +12,21 @@ import pytest
 from pangu_ms.core.errors import ConfigError, DataError, GenerationError, OutputError
 from pangu_ms.eval.tasks import datasets
 from pangu_ms.eval.tasks.results import compare, read_records, rows_of, summarize
-from pangu_ms.eval.tasks.run import Run, Settings, prepare
+from pangu_ms.eval.tasks.run import Settings, prepare
 from tests.eval.tasks.common import (
     CHOICE,
     DEV,
+    GENERATION,
+    SETTINGS,
     TRAIN,
     Characters,
     HashModel,
     read_lines,
+    run,
     task_of,
     with_fields,
     write_lines,
 )
-from tests.eval.tasks.test_prompts import GENERATION
 
 ROOT = Path(__file__).parents[3]
 ASK = with_fields(GENERATION, decoding={"temperature": 1}, data={"splits": {"dev": {"files": "ask.jsonl"}}})
@@ -45,17 +47,6 @@ def data(tmp_path, monkeypatch):
 @pytest.fixture
 def tasks(tmp_path):
     return [task_of(tmp_path, CHOICE), task_of(tmp_path, ASK)]
-
-
-SETTINGS = Settings((0, "few"), (0, 1, 2))
-
-
-def run(directory, tasks, data, settings=SETTINGS, model=None):
-    model = model or HashModel()
-    sections, _ = prepare(tasks, settings, data)
-    with Run(directory, model, sections, 7) as opened:
-        opened.ask(progress=False)
-        return opened.results()
 
 
 def files_of(directory):
@@ -144,8 +135,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from pangu_ms.eval.tasks import datasets
-from tests.eval.tasks.common import CHOICE, HashModel, read_lines, task_of
-from tests.eval.tasks.test_run import run, SETTINGS
+from tests.eval.tasks.common import CHOICE, SETTINGS, HashModel, read_lines, run, task_of
 
 class Killed(HashModel):
     def score(self, items, on_scored=lambda number: None):

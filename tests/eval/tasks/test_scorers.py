@@ -8,8 +8,7 @@ from pangu_ms.eval.tasks.metrics import assign
 from pangu_ms.eval.tasks.prompts import Candidate, Prompt
 from pangu_ms.eval.tasks.scorers import predict
 from pangu_ms.infer.scoring import ContinuationScore
-from tests.eval.tasks.common import CHOICE, task_of, with_fields
-from tests.eval.tasks.test_prompts import ASSIGNMENT
+from tests.eval.tasks.common import ASSIGNMENT, CHOICE, task_of, with_fields
 
 
 def score(*logprobs):
