@@ -82,7 +82,7 @@ class Connection:
                 answer = self._client.request("POST" if body else "GET", self.url + path, json=body)
                 if answer.status_code not in _BUSY or attempt == _TRIES:
                     return answer
-                wait_s = _seconds(answer.headers.get("Retry-After")) or wait_s
+                wait_s = max(wait_s, _seconds(answer.headers.get("Retry-After")) or 0.0)
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 if not isinstance(error, _LOST) or attempt == _TRIES:
                     raise GenerationError(

@@ -60,7 +60,8 @@ class T:
 class Pickler(pickle._Pickler):
     """The pickler in Python, whose way to write names can be changed."""
 
-    dispatch = dict(pickle._Pickler.dispatch)
+    # dill, which lm-eval imports, changes the entry of classes for all.
+    dispatch = {**pickle._Pickler.dispatch, type: pickle._Pickler.save_type}
 
     def __init__(self, file, protocol: int, storages: list[Storage], legacy: bool):
         super().__init__(file, protocol)

@@ -20,7 +20,7 @@ from tests.serve.common import wait_for
 def test_from_a_checkpoint_to_sigterm(checkpoint, decoder, tmp_path, capfd, monkeypatch):
     """The prompt is in no log. The graph is the one that other tests have compiled."""
     loaded = []
-    monkeypatch.setattr(opener, "load_decoder", lambda *arguments: loaded.append(arguments) or decoder)
+    monkeypatch.setattr(opener, "load_decoder", lambda *arguments, **options: loaded.append(arguments) or decoder)
     (tmp_path / "keys").write_bytes(b"secret\r\n")
     (tmp_path / "keys").chmod(0o644)
     with socket.socket() as free:

@@ -1,5 +1,8 @@
 """A model behind a URL gives the numbers of the same model in this process."""
 
+import time
+from types import SimpleNamespace
+
 import httpx
 import numpy as np
 import pytest
@@ -89,7 +92,13 @@ def test_a_busy_server_is_asked_again(tokenizer, monkeypatch):
     from pangu_ms.serve.settings import Limits
 
     waited = []
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: waited.append(seconds) or toy.gate.set())
+
+    def wait(seconds):
+        waited.append(seconds)
+        toy.gate.set()
+        time.sleep(0.2)  # in which others are answered
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=wait))
     toy = Toy(tokenizer.vocab_size)
     toy.gate.clear()
     settings = Settings(limits=Limits(queue=0))
