@@ -12,7 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from pangu_ms.cli import options
-from pangu_ms.cli.serve import add_model, require_extra
+from pangu_ms.cli.serve import add_model, open_served, require_extra
 from pangu_ms.core import files, runtime
 from pangu_ms.core.console import INTERRUPTED, raw, show, tell, user_errors
 from pangu_ms.core.errors import GenerationError, OutputError
@@ -129,8 +129,7 @@ def _sampling(args: Namespace, max_length: int) -> "SamplingConfig":
 
 
 def _open(args: Namespace) -> "ServedModel":
-    from pangu_ms.export.package import read_key
-    from pangu_ms.serve.open import is_package, open_model, open_package
+    from pangu_ms.serve.open import is_package
 
     name, packaged = args.checkpoint.resolve().name, is_package(args.checkpoint)
     unused = _OF_CHECKPOINTS if packaged else _OF_PACKAGES
@@ -140,21 +139,7 @@ def _open(args: Namespace) -> "ServedModel":
             raise GenerationError(f"--{option.replace('_', '-')}: {what}; leave it out")
     if packaged and args.overrides:
         raise GenerationError(f"{args.overrides[0]}: a package cannot be changed; leave it out")
-    if packaged:
-        key = read_key(args.key_file)
-        return open_package(name, args.checkpoint, key, args.verify_key, args.chat_template, args.allow_kernels)
-    return open_model(
-        name,
-        args.checkpoint,
-        1,
-        args.chunk,
-        args.max_length,
-        args.overrides,
-        args.weights,
-        args.tokenizer,
-        args.chat_template,
-        args.cache_dtype,
-    )
+    return open_served(args, name, args.checkpoint, 1)
 
 
 def _read_pipe(chat: "Conversation", verbose: bool) -> int:

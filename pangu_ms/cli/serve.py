@@ -177,28 +177,32 @@ def _paths(args: Namespace) -> dict[str, Path]:
     return found
 
 
-def _open(args: Namespace, name: str, path: Path) -> "ServedModel":
+def open_served(args: Namespace, name: str, path: Path, slots: int) -> "ServedModel":
+    """A checkpoint or package by the options of `add_model`; a package has its own number of slots."""
     from pangu_ms.export.package import read_key
-    from pangu_ms.infer.scheduling.length_predictors import OwnAnswer
     from pangu_ms.serve.open import is_package, open_model, open_package
 
     if is_package(path):
-        model = open_package(
-            name, path, read_key(args.key_file), args.verify_key, args.chat_template, args.allow_kernels
-        )
-    else:
-        model = open_model(
-            name,
-            path,
-            args.slots,
-            args.chunk,
-            args.max_length,
-            args.overrides,
-            args.weights,
-            args.tokenizer,
-            args.chat_template,
-            args.cache_dtype,
-        )
+        key = read_key(args.key_file)
+        return open_package(name, path, key, args.verify_key, args.chat_template, args.allow_kernels)
+    return open_model(
+        name,
+        path,
+        slots,
+        args.chunk,
+        args.max_length,
+        args.overrides,
+        args.weights,
+        args.tokenizer,
+        args.chat_template,
+        args.cache_dtype,
+    )
+
+
+def _open(args: Namespace, name: str, path: Path) -> "ServedModel":
+    from pangu_ms.infer.scheduling.length_predictors import OwnAnswer
+
+    model = open_served(args, name, path, args.slots)
     scheduling = options.scheduling(args, model.tokenizer)
     if isinstance(scheduling["predictor"], OwnAnswer):
         raise GenerationError(

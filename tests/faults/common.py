@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -19,13 +20,13 @@ STARTED: list["Launch"] = []
 
 
 def free_ports():
-    """Two neighbours that nobody has now: MindSpore's scheduler and the leader."""
-
+    """Two neighbours that nobody has now: MindSpore's scheduler and the leader. The system gives none of this range to
+    connections, such as those of other tests, between now and the launch."""
     while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
         with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1]
             try:
+                first.bind(("127.0.0.1", port))
                 second.bind(("127.0.0.1", port + 1))
                 return port
             except OSError:
